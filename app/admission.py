@@ -1,0 +1,130 @@
+"""The first stage of a request: a ticket before its body is read, and ceilings on what is in flight."""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from app.errors import CapacityError, DeadlineError, TooLargeError
+
+STAGES = ("read", "parse", "decode", "resize", "queue", "infer", "finish", "encode")
+
+
+@dataclass(eq=False)
+class Ticket:
+    """What a request carries through the pipeline: its id, deadline, cancellation and the time spent per stage.
+
+    `deadline` is a value of `time.monotonic()`. `stages` holds seconds; the images of one request add up.
+    """
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    deadline: float = float("inf")
+    cancelled: bool = False
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def live(self) -> bool:
+        """False once nobody waits for the answer any more."""
+        return not self.cancelled and time.monotonic() < self.deadline
+
+    def check(self) -> None:
+        """Raise DeadlineError when the time is over."""
+        if time.monotonic() >= self.deadline:
+            raise DeadlineError("The request's time ran out; send fewer or smaller images, or allow more time.")
+
+    def record(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record(name, time.perf_counter() - started)
+
+
+class Admission:
+    """Counts requests and body bytes in flight; full is an error at once, before any work. Event loop only."""
+
+    def __init__(self, max_requests: int, max_bytes: int, default_timeout: float) -> None:
+        self.max_requests = max_requests
+        self.max_bytes = max_bytes
+        self.default_timeout = default_timeout
+        self.requests = 0
+        self.bytes = 0
+
+    @contextmanager
+    def admit(self, request_id: str | None = None, timeout: float | None = None) -> Iterator[Ticket]:
+        """Take one of `max_requests` places.
+
+        Raises:
+            CapacityError: every place is taken.
+        """
+        if self.requests >= self.max_requests:
+            raise CapacityError(f"{self.max_requests} requests are in flight, the most this server takes; retry later.")
+        deadline = time.monotonic() + (self.default_timeout if timeout is None else timeout)
+        ticket = Ticket(deadline=deadline) if request_id is None else Ticket(id=request_id, deadline=deadline)
+        self.requests += 1
+        try:
+            yield ticket
+        finally:
+            ticket.cancelled = True
+            self.requests -= 1
+
+    @contextmanager
+    def hold_bytes(self, count: int) -> Iterator[None]:
+        """Hold `count` bytes of request body for as long as they are in memory.
+
+        Raises:
+            CapacityError: the bodies in flight would exceed `max_bytes`.
+        """
+        if self.bytes + count > self.max_bytes:
+            raise CapacityError("The request bodies in flight fill the memory set aside for them; retry later.")
+        self.bytes += count
+        try:
+            yield
+        finally:
+            self.bytes -= count
+
+
+class PixelBudget:
+    """A ceiling on decoded pixels in memory, shared by the decoding threads; they wait here, never the event loop."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._used = 0
+        self._freed = threading.Condition()
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    @contextmanager
+    def hold(self, pixels: int, ticket: Ticket) -> Iterator[None]:
+        """Wait until `pixels` fit, then hold them.
+
+        Raises:
+            TooLargeError: one image is larger than the whole budget.
+            DeadlineError: the ticket's time ran out while waiting.
+        """
+        if pixels > self.max_pixels:
+            raise TooLargeError(f"The image decodes to {pixels} pixels; this server holds at most {self.max_pixels} at a time.")
+        with self._freed:
+            while self._used + pixels > self.max_pixels:
+                ticket.check()
+                self._freed.wait(min(ticket.remaining, 1.0))
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._used -= pixels
+                self._freed.notify_all()

@@ -1,0 +1,1 @@
+"""Engines that compute: in-process onnxruntime, a Triton server, and a deterministic fake."""

@@ -1,0 +1,114 @@
+"""Everything that can go wrong while answering, as one tree; `app/api/errors.py` is the one table to HTTP statuses.
+
+    VitrineError
+    ├── InputError                the client can mend it
+    │   ├── MalformedRequestError     the request cannot be read (JSON, multipart, base64, no image)
+    │   ├── InvalidValueError         readable, but a field has a value that cannot be used
+    │   ├── TooLargeError             more bytes, pixels or images than the limits allow
+    │   ├── UnsupportedMediaError     not an image type that is read here
+    │   └── UndecodableImageError     an image type we read, but these bytes do not decode
+    ├── ModelError
+    │   ├── ModelNotFoundError        no such model or version
+    │   ├── ModelNotChosenError       several models could answer and none was named
+    │   └── ModelUnavailableError     known, but it cannot serve (fault in the repository, still loading)
+    ├── CapacityError             full now; try again after `retry_after` seconds
+    ├── DeadlineError             the request's time ran out
+    └── BackendError              the engine failed
+        ├── BackendUnavailableError   the inference server does not answer
+        └── InferenceError            the engine rejected or failed this input
+
+Decoding raises only input errors, backends only backend errors, always `raise ... from` the foreign exception.
+"""
+
+from typing import ClassVar
+
+
+class VitrineError(Exception):
+    """Base of the tree. `detail` is one sentence for the client that says what to do; `field` names the culprit."""
+
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+
+
+class InputError(VitrineError):
+    code = "bad_input"
+    title = "Bad input"
+
+
+class MalformedRequestError(InputError):
+    code = "malformed_request"
+    title = "Malformed request"
+
+
+class InvalidValueError(InputError):
+    code = "invalid_value"
+    title = "Invalid value"
+
+
+class TooLargeError(InputError):
+    code = "too_large"
+    title = "Too large"
+
+
+class UnsupportedMediaError(InputError):
+    code = "unsupported_media"
+    title = "Unsupported media type"
+
+
+class UndecodableImageError(InputError):
+    code = "undecodable_image"
+    title = "Image cannot be decoded"
+
+
+class ModelError(VitrineError):
+    code = "model_error"
+    title = "Model error"
+
+
+class ModelNotFoundError(ModelError):
+    code = "model_not_found"
+    title = "Model not found"
+
+
+class ModelNotChosenError(ModelError):
+    code = "model_not_chosen"
+    title = "Model not chosen"
+
+
+class ModelUnavailableError(ModelError):
+    code = "model_unavailable"
+    title = "Model unavailable"
+
+
+class CapacityError(VitrineError):
+    code = "full"
+    title = "Server is full"
+
+    def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class DeadlineError(VitrineError):
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+class BackendError(VitrineError):
+    code = "backend_error"
+    title = "Engine error"
+
+
+class BackendUnavailableError(BackendError):
+    code = "backend_unavailable"
+    title = "Inference backend unavailable"
+
+
+class InferenceError(BackendError):
+    code = "inference_failed"
+    title = "Inference failed"

@@ -1,0 +1,264 @@
+"""The contract between export and serving: what one published engine is, read from its `manifest.json`.
+
+    model_repository/NAME/VERSION/{model.onnx, manifest.json, golden/}      NAME is MODEL, or MODEL.ROLE for several engines
+
+Paths in a manifest are relative to its version directory and never leave it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+
+DType = Literal["uint8", "int32", "int64", "float16", "float32"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class ManifestError(Exception):
+    """An entry of the repository cannot be used; the message is a sentence for `/v1/models` and the log."""
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
+        raise ValueError(f"{path!r} must be a relative path inside the version directory")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Record):
+    """One named tensor; the first axis is the batch and is written as -1, every other axis that varies too."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+class ArtifactFile(Record):
+    """A file of the engine with the hash that loading checks."""
+
+    file: RelativePath
+    sha256: Sha256
+    size: int = Field(ge=0, description="bytes")
+
+
+class EngineSpec(ArtifactFile):
+    kind: Literal["onnx", "tensorrt"]
+    external_data: tuple[ArtifactFile, ...] = ()
+    opset: int | None = None
+    ir_version: int | None = None
+    max_batch: int = Field(8, ge=1, description="rows per inference; also `max_batch_size` of config.pbtxt")
+
+
+class Preprocessing(Record):
+    """What the gateway does to an upright RGB image before the engine, and what the graph does after.
+
+    Host side: resize by `policy` to `resize_height` x `resize_width` with an antialiased `interpolation`, then cut the
+    central `height` x `width`.
+
+    - `shortest_edge`: keep the aspect ratio, the shorter side becomes `resize_height` (= `resize_width`); the longer side is
+      truncated to an integer, as torchvision's `Resize(int)` does.
+    - `stretch`: exactly `resize_height` x `resize_width`, aspect ratio not kept.
+    - `letterbox`: keep the aspect ratio, fit inside `height` x `width`, pad right and bottom with `fill`.
+
+    In the graph (recorded for people and for verification, not done by the gateway): `(pixel * scale - mean) / std`.
+    """
+
+    height: int = Field(ge=1, le=8192)
+    width: int = Field(ge=1, le=8192)
+    policy: Literal["shortest_edge", "stretch", "letterbox"]
+    resize_height: int = Field(ge=1, le=8192)
+    resize_width: int = Field(ge=1, le=8192)
+    interpolation: Interpolation
+    fill: tuple[int, int, int] = (0, 0, 0)
+    scaled_decoding: bool = Field(False, description="JPEG may be decoded at 1/2, 1/4 or 1/8 when that is still large enough")
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+class Source(Record):
+    """Where the network and its weights came from."""
+
+    library: Literal["timm", "transformers", "python", "onnx", "vitrine"]
+    architecture: str
+    arguments: dict[str, Any] = {}
+    weights: Literal["pretrained", "checkpoint", "random", "embedded"]
+    checkpoint: str | None = Field(None, description="file name or hub tag of the weights")
+    checkpoint_sha256: Sha256 | None = None
+    licence: str | None = None
+    paper: str | None = None
+    versions: dict[str, str] = Field({}, description="versions of the libraries that exported it")
+
+
+class Finding(Record):
+    """One observation of the TensorRT parser's table on the graph."""
+
+    operator: str
+    count: int
+    severity: Literal["error", "warning"]
+    message: str
+
+
+class TensorRTReport(Record):
+    """Static check of the graph against the operators and limits of the TensorRT parser; not a build."""
+
+    parser: str
+    convertible: bool
+    findings: tuple[Finding, ...] = ()
+
+
+class Check(Record):
+    """One comparison made by `export/verify.py`: `value` is held against `limit`."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    unit: str = ""
+
+
+class Verification(Record):
+    """What agreed with the reference, on what, to what tolerance."""
+
+    reference: str
+    images: int
+    batch_sizes: tuple[int, ...]
+    checks: tuple[Check, ...]
+    accuracy: dict[str, float] = Field({}, description="accuracy on a data set, measured through the REST API")
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+class GoldenExample(Record):
+    """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give."""
+
+    image: RelativePath
+    outputs: RelativePath
+    tolerance: float = Field(gt=0, description="largest absolute difference allowed in any output")
+
+
+class Manifest(Record):
+    schema_version: int = SCHEMA_VERSION
+    model: str = Field(pattern=rf"^{NAME_PATTERN.pattern}$")
+    role: Literal["classify"]
+    roles: tuple[str, ...] = Field(description="all roles of this build; the model is listed when every one is there")
+    build: str = Field(description="build id, the same in every engine of one build")
+    created: datetime
+    description: str = ""
+    engine: EngineSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    activation: Literal["softmax", "sigmoid"] | None = None
+    source: Source
+    precision: Precision
+    parameters: int
+    macs: int | None = Field(None, description="multiply-adds for one image")
+    tensorrt: TensorRTReport | None = None
+    verification: Verification | None = None
+    golden: tuple[GoldenExample, ...] = ()
+
+    @property
+    def entry_name(self) -> str:
+        """The directory of the repository: MODEL, or MODEL.ROLE when the model has several engines."""
+        return self.model if len(self.roles) == 1 else f"{self.model}.{self.role}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version directory of the repository: `path` is `ROOT/name/version`."""
+
+    name: str
+    version: int
+    path: Path
+    manifest: Manifest
+
+    @property
+    def engine_file(self) -> Path:
+        return self.path / self.manifest.engine.file
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def read_entry(path: Path) -> Entry:
+    """Read and check one version directory without loading its engine (no hashing).
+
+    Raises:
+        ManifestError: manifest missing, corrupt or of a newer schema; a file missing, a link that leaves the directory, or of
+            another size; names that do not match the directory.
+    """
+    manifest_file = path / MANIFEST_FILE
+    try:
+        document = json.loads(manifest_file.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ManifestError(f"{MANIFEST_FILE} is not valid JSON: {error}") from error
+    if not isinstance(document, Mapping):
+        raise ManifestError(f"{MANIFEST_FILE} is not a JSON object")
+    version = document.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ManifestError(f"manifest schema {version} is newer than this gateway reads ({SCHEMA_VERSION}); upgrade Vitrine")
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ManifestError(f"{MANIFEST_FILE} is not valid: {where}: {first['msg']}") from error
+    entry = Entry(name=path.parent.name, version=int(path.name), path=path, manifest=manifest)
+    if manifest.entry_name != entry.name:
+        raise ManifestError(f"the manifest is of {manifest.entry_name!r}, but the directory is {entry.name!r}")
+    for artifact in (manifest.engine, *manifest.engine.external_data):
+        _check_file(path, artifact)
+    return entry
+
+
+def _check_file(directory: Path, artifact: ArtifactFile) -> None:
+    file = directory / artifact.file
+    if not file.resolve().is_relative_to(directory.resolve()):
+        raise ManifestError(f"{artifact.file} points outside its version directory")
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise ManifestError(f"{artifact.file} is missing: {error.strerror}") from error
+    if size != artifact.size:
+        raise ManifestError(f"{artifact.file} has {size} bytes, the manifest says {artifact.size}; publish it again")
+
+
+def check_hashes(entry: Entry) -> None:
+    """Hash the engine's files and hold them against the manifest.
+
+    Raises:
+        ManifestError: a hash differs or a file cannot be read.
+    """
+    for artifact in (entry.manifest.engine, *entry.manifest.engine.external_data):
+        try:
+            with (entry.path / artifact.file).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ManifestError(f"{artifact.file} cannot be read: {error.strerror}") from error
+        if digest != artifact.sha256:
+            raise ManifestError(f"{artifact.file} does not match its SHA-256 in the manifest; publish it again")

@@ -1,0 +1,23 @@
+"""The protocol of a task: what an engine's outputs mean for one image."""
+
+from typing import Any, Protocol, TypeVar
+
+from app.backends.base import Tensors
+from app.decode import ImageInfo
+from app.manifest import Entry
+
+Options = TypeVar("Options", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
+
+class Task(Protocol[Options, Result]):
+    """One kind of question about an image; `name` is its route (`/v1/NAME`), `role` the engine that answers it."""
+
+    name: str
+    role: str
+
+    def finish(self, outputs: Tensors, entry: Entry, image: ImageInfo, options: Options) -> Result:
+        """Turn one row of the engine's outputs (the batch axis already taken off) into the answer for `image`."""
+
+
+AnyTask = Task[Any, Any]

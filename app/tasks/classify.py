@@ -1,0 +1,55 @@
+"""Image classification: probabilities to the best labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.backends.base import Tensors
+from app.decode import ImageInfo
+from app.errors import InvalidValueError
+from app.manifest import Entry
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """`top_k`: how many classes to give; by default 5, or all when the model has fewer."""
+
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class; `score` is a probability in 0..1."""
+
+    label: str
+    class_id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """The best classes, highest score first; equal scores in the order of their class id."""
+
+    predictions: tuple[ClassScore, ...]
+
+
+class Classify:
+    name = "classify"
+    role = "classify"
+
+    def finish(self, outputs: Tensors, entry: Entry, image: ImageInfo, options: ClassifyOptions) -> ClassifyResult:
+        """Take `probabilities` float32 [C] and give the `top_k` best of them.
+
+        Raises:
+            InvalidValueError: `top_k` is not between 1 and the number of classes.
+        """
+        probabilities = outputs["probabilities"]
+        classes = len(probabilities)
+        top_k = min(5, classes) if options.top_k is None else options.top_k
+        if not 1 <= top_k <= classes:
+            raise InvalidValueError(f"top_k must be between 1 and {classes} for {entry.manifest.model}.", field="top_k")
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        labels = entry.manifest.labels
+        return ClassifyResult(
+            tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in best)
+        )
