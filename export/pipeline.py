@@ -1,0 +1,39 @@
+"""The way of a model, every stage in its order. Read this first."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from export.fuse import fuse
+from export.load import load
+from export.publish import publish
+from export.spec import ExportRequest, Published
+from export.stage import stage
+from export.to_onnx import to_onnx
+from export.to_tensorrt import to_tensorrt
+from export.verify import verify
+
+Progress = Callable[[str], None]
+
+
+def export(request: ExportRequest, progress: Progress) -> Published:
+    """load -> fuse -> to_onnx -> [to_tensorrt] -> stage -> verify -> publish. `progress` hears each stage's name as it starts.
+
+    Raises:
+        ExportError: with what to do; the repository is as it was.
+    """
+    progress("load")
+    loaded = load(request)
+    progress("fuse")
+    fused = fuse(loaded)
+    with TemporaryDirectory(prefix="vitrine-export-") as scratch:
+        progress("to_onnx")
+        engine = to_onnx(fused, loaded, Path(scratch) / "model.onnx", request.precision)
+        if request.engine == "tensorrt":
+            progress("to_tensorrt")
+            engine = to_tensorrt(engine, loaded.preprocessing, Path(scratch) / "model.plan", request.precision, request.max_batch)
+        with stage(engine, loaded, request) as staged:
+            progress("verify")
+            verified = verify(staged, fused.reference)
+            progress("publish")
+            return publish(verified, request.repository)

@@ -1,0 +1,166 @@
+"""What the stages of an export hand to one another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from app.manifest import Interpolation, Manifest, Precision, Preprocessing, Source, TensorRTReport, Verification
+
+Activation = Literal["softmax", "sigmoid"]
+Reference = Callable[[Tensor], Tensor]
+"""The network as its library runs it: normalised float32 [B,3,H,W] RGB -> logits float32 [B,C]."""
+
+
+class ExportError(Exception):
+    """The export cannot go on; the message is one or more sentences that say what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+class MissingToolError(ExportError):
+    """A stage needs software that is not installed here (TensorRT, a source's library). Exit code 2."""
+
+    exit_code = 2
+
+
+class VerificationError(ExportError):
+    """The engine does not agree with its reference; nothing was published. Exit code 3."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(message)
+        self.verification = verification
+
+
+@dataclass(frozen=True)
+class PreprocessingOverrides:
+    """What the user says about preprocessing; None leaves what the library's own data config says."""
+
+    input_size: tuple[int, int] | None = None  # height, width
+    resize: int | tuple[int, int] | None = None  # shortest edge, or (height, width) to stretch to
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class OnnxInterface:
+    """How a user's own ONNX classifier wants its input and what its output is; only for `onnx/FILE`."""
+
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    colour: Literal["RGB", "BGR"] = "RGB"
+    output: Literal["logits", "probabilities"] = "logits"
+    input_name: str | None = None  # needed when the model has several
+    output_name: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One command line, parsed."""
+
+    source: str
+    repository: Path
+    name: str | None = None  # model name; by default made from the source
+    weights: Literal["pretrained", "checkpoint", "random", "embedded"] | None = None  # "embedded": inside an ONNX file
+    checkpoint: Path | None = None
+    num_classes: int | None = None
+    labels: Path | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    preprocessing: PreprocessingOverrides = field(default_factory=PreprocessingOverrides)
+    onnx: OnnxInterface = field(default_factory=OnnxInterface)
+    activation: Activation = "softmax"
+    engine: Literal["onnx", "tensorrt"] = "onnx"
+    precision: Precision = "fp32"
+    max_batch: int = 8
+    licence: str | None = None
+    description: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """How a checkpoint was fitted to the network, for the closing summary."""
+
+    file: str
+    sha256: str
+    wrapper: str | None  # "state_dict", "model", "ema": the key the tensors lay under
+    prefix: str | None  # "module.", "model.": the prefix that was taken off
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """load -> fuse: the network as its library builds it, in eval mode, and all that is known about it.
+
+    `network` is a torch module from normalised float32 [B,3,H,W] to logits [B,C], or the user's own ONNX model.
+    """
+
+    network: nn.Module | onnx.ModelProto
+    preprocessing: Preprocessing
+    num_classes: int
+    labels: tuple[str, ...]  # num_classes of them, or none
+    activation: Activation
+    source: Source
+    onnx: OnnxInterface | None = None  # given when `network` is an ONNX model
+    weights: WeightsReport | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """fuse -> to_onnx: the graph of the engine contract, uint8 [B,H,W,3] -> probabilities float32 [B,C].
+
+    `reference` is the network before any rewriting, for `verify`. `rewrites` names what was replaced by an exact equivalent.
+    """
+
+    graph: nn.Module | onnx.ModelProto
+    reference: Reference
+    parameters: int
+    rewrites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """to_onnx, to_tensorrt -> stage: a file that a backend can run."""
+
+    path: Path
+    kind: Literal["onnx", "tensorrt"]
+    precision: Precision
+    opset: int | None
+    ir_version: int | None
+    parameters: int
+    macs: int | None
+    tensorrt: TensorRTReport | None
+    external_data: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """stage -> verify -> publish: a complete version directory outside the repository root, on the same file system."""
+
+    path: Path  # .../NAME/VERSION-to-be
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Published:
+    """The end of the line."""
+
+    name: str
+    version: int
+    path: Path
+    manifest: Manifest
+
+
+def image_tensor(images: torch.Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [B,H,W,3] -> normalised float32 [B,3,H,W] as `preprocessing` says: (pixel * scale - mean) / std."""
+    mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() * preprocessing.scale - mean) / std
