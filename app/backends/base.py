@@ -1,11 +1,13 @@
 """The protocol of everything that can run an engine."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
+from app.errors import InferenceError
 from app.manifest import Entry
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -50,3 +52,35 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Release everything. The backend is not used afterwards."""
+
+
+def check_inputs(entry: Entry, inputs: Tensors) -> int:
+    """Hold `inputs` against the manifest and give their common number of rows.
+
+    Raises:
+        InferenceError: a tensor is missing, unknown, or of another dtype or shape.
+    """
+    specs = {spec.name: spec for spec in entry.manifest.inputs}
+    if specs.keys() != inputs.keys():
+        raise InferenceError(f"{entry} takes the tensors {sorted(specs)}, not {sorted(inputs)}.")
+    for name, array in inputs.items():
+        spec = specs[name]
+        fits = array.ndim == len(spec.shape) and all(want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True))
+        if array.dtype != spec.dtype or not fits:
+            raise InferenceError(f"{entry} takes {name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} {list(array.shape)}.")
+    rows = {len(array) for array in inputs.values()}
+    if len(rows) != 1 or 0 in rows:
+        raise InferenceError(f"The inputs of {entry} have {sorted(rows)} rows; all need the same number, at least one.")
+    return rows.pop()
+
+
+def split(inputs: Tensors, rows: int, size: int) -> list[Tensors]:
+    """Cut `rows` rows into pieces of at most `size`."""
+    return [{name: array[start : start + size] for name, array in inputs.items()} for start in range(0, rows, size)]
+
+
+def join(pieces: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+    """Put the outputs of pieces back together, in order."""
+    if len(pieces) == 1:
+        return dict(pieces[0])
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -50,6 +50,4 @@ class Classify:
             raise InvalidValueError(f"top_k must be between 1 and {classes} for {entry.manifest.model}.", field="top_k")
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         labels = entry.manifest.labels
-        return ClassifyResult(
-            tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in best)
-        )
+        return ClassifyResult(tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in best))

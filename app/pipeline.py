@@ -1,0 +1,132 @@
+"""The way of a request, every stage in its order. Read this first.
+
+    admit -> read -> parse -> decode -> resize -> queue -> infer -> finish -> encode
+
+`app/admission.py` admits, `app/api` reads, parses and encodes; what lies between is here. Decoding and resizing run on a small
+pool of threads (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import metrics
+from app.admission import PixelBudget, Ticket
+from app.backends.base import Backend, Tensors
+from app.catalog import Catalog
+from app.decode import DecodeLimits, ImageInfo, decode, open_image
+from app.errors import DeadlineError, InferenceError, InputError, VitrineError
+from app.manifest import Entry
+from app.resize import minimum_size, resize
+from app.tasks.base import AnyTask
+
+Frame = NDArray[Any]
+"""uint8 [H,W,3], exactly what the engine takes."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What became of one image: `result` (the task's), or the error that it alone met."""
+
+    image: ImageInfo | None
+    result: Any = None
+    error: VitrineError | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One item per image, in the order of the request."""
+
+    entry: Entry
+    items: tuple[Item, ...]
+
+
+class Pipeline:
+    """Runs requests through decode, resize, the backend and the task."""
+
+    def __init__(self, catalog: Catalog, backend: Backend, limits: DecodeLimits, pixels: PixelBudget, threads: int) -> None:
+        self.catalog = catalog
+        self.backend = backend
+        self.limits = limits
+        self.pixels = pixels
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def run(
+        self, task: AnyTask, model: str | None, images: Sequence[bytes | InputError], options: Any, ticket: Ticket
+    ) -> Answer:
+        """Answer every image; one that was already refused while parsing comes as its error and keeps its place.
+
+        Raises:
+            ModelError, CapacityError, BackendError: concern the whole request.
+            DeadlineError: the ticket's time ran out.
+        """
+        try:
+            async with asyncio.timeout(ticket.remaining):
+                entry = await self.catalog.acquire(model, task.name, task.role)
+                prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
+                outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
+        except TimeoutError as error:
+            raise DeadlineError("The request's time ran out; send fewer or smaller images, or allow more time.") from error
+        with ticket.stage("finish"):
+            rows = iter(outputs)
+            items = [item if frame is None else _finish(task, next(rows), entry, item, options) for frame, item in prepared]
+        return Answer(entry, tuple(items))
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _prepare(self, image: bytes | InputError, entry: Entry, ticket: Ticket) -> tuple[Frame | None, Item]:
+        if isinstance(image, InputError):
+            return None, _refused(image)
+        try:
+            call = partial(self._decode_and_resize, image, entry, ticket)
+            frame, info = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except InputError as error:
+            return None, _refused(error)
+        metrics.IMAGE_BYTES.observe(len(image))
+        return frame, Item(info)
+
+    def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
+        """On a thread of the pool; the full-size pixels live only inside."""
+        ticket.check()
+        preprocessing = entry.manifest.preprocessing
+        smallest = partial(minimum_size, preprocessing=preprocessing) if preprocessing.scaled_decoding else None
+        with ticket.stage("decode"):
+            opened = open_image(data, self.limits, smallest)
+        with self.pixels.hold(opened.pixels, ticket):
+            with ticket.stage("decode"):
+                image, info = decode(opened)
+            with ticket.stage("resize"):
+                return resize(image, preprocessing, (info.width, info.height)), info
+
+    async def _infer(self, entry: Entry, frames: list[Frame], ticket: Ticket) -> list[Tensors | InferenceError]:
+        """One row of outputs per frame. When the engine fails on several at once, each is tried alone."""
+        if not frames:
+            return []
+        images = frames[0][None] if len(frames) == 1 else np.stack(frames)
+        try:
+            outputs = await self.backend.infer(entry, {"image": images}, ticket)
+        except InferenceError as error:
+            if len(frames) == 1:
+                return [error]
+            alone = await asyncio.gather(*(self._infer(entry, [frame], ticket) for frame in frames))
+            return [row for rows in alone for row in rows]
+        return [{name: array[row] for name, array in outputs.items()} for row in range(len(frames))]
+
+
+def _refused(error: InputError) -> Item:
+    metrics.IMAGE_FAILURES.labels(error.code).inc()
+    return Item(None, error=error)
+
+
+def _finish(task: AnyTask, row: Tensors | InferenceError, entry: Entry, item: Item, options: Any) -> Item:
+    if isinstance(row, InferenceError):
+        return Item(item.image, error=row)
+    metrics.IMAGES.labels(task.name, entry.manifest.model).inc()
+    return Item(item.image, result=task.finish(row, entry, item.image, options))  # type: ignore[arg-type]

@@ -1,0 +1,65 @@
+"""Every knob of the gateway: environment variables with the prefix `VITRINE_`, typed and ranged."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def available_cpus() -> int:
+    """Cores this process may use: its CPU affinity, capped by the cgroup's quota; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+class Settings(BaseSettings):
+    """Read from the environment and from `.env`; command-line options of `vitrine serve` win."""
+
+    model_config = SettingsConfigDict(env_prefix="VITRINE_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to bind; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    repository: Path = Field(Path("model_repository"), description="the Triton model repository to serve")
+    repository_poll: float = Field(2.0, ge=0, description="seconds between looks for newly published models; 0 never looks")
+    default_classify: str = Field("convnext-50", description="model that answers /v1/classify when none is named")
+    preload: bool = Field(True, description="load the default models before the server is ready")
+
+    backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
+    triton_url: str = Field("127.0.0.1:8001", description="host:port of Triton's gRPC endpoint")
+    triton_concurrency: Count = Field(64, description="calls to Triton in flight")
+    instances: Count = Field(
+        default_factory=available_cpus, description="inferences of one engine that run at a time (onnxruntime)"
+    )
+    threads: Count = Field(1, description="threads of one inference (onnxruntime)")
+    max_queue: Count = Field(256, description="inferences of one engine that may wait (onnxruntime)")
+
+    decode_threads: Count = Field(default_factory=available_cpus, description="images decoded and resized at a time")
+    max_requests: Count = Field(256, description="requests in flight; more are answered 429")
+    max_images: Count = Field(32, description="images in one request")
+    max_body_bytes: Count = Field(32 * 1024 * 1024, description="size of one request body")
+    max_body_bytes_in_flight: Count = Field(512 * 1024 * 1024, description="request bodies in memory, all together")
+    max_image_pixels: Count = Field(64_000_000, description="width x height of one image")
+    max_image_side: Count = Field(32_768, description="width or height of one image")
+    max_image_scans: Count = Field(40, description="scans of a progressive JPEG")
+    max_pixels_in_flight: Count = Field(128_000_000, description="decoded pixels in memory, all together (3 to 4 bytes each)")
+    request_timeout: Seconds = Field(30.0, description="seconds for one request, from its first byte to its answer")
+
+    allow_urls: bool = Field(False, description='let {"image": {"url": ...}} fetch http and https addresses')
+    url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
+    url_timeout: Seconds = 10.0
+
+    @field_validator("url_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
