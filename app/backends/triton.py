@@ -1,0 +1,240 @@
+"""A Triton server over gRPC: its dynamic batcher merges calls, this side bounds, splits and checks them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from numpy.typing import NDArray
+
+from app.admission import Ticket
+from app.backends.base import Tensors, check_inputs, join, split
+from app.errors import (
+    BackendUnavailableError,
+    CapacityError,
+    DeadlineError,
+    InferenceError,
+    VitrineError,
+)
+from app.manifest import DType, Entry, TensorSpec
+
+DATATYPES: dict[DType, str] = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32"}
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A restarted server is found again within a second; gRPC's own backoff grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The server is named by hand, often on this machine or in this cluster: a proxy of the environment is not for it.
+    ("grpc.enable_http_proxy", 0),
+]
+LIVENESS_SECONDS = 1.0
+METADATA_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+class TritonBackend:
+    """One gRPC connection for everything; at most `concurrency` inferences in flight, `load_timeout` seconds for a model.
+
+    The server is addressed with the explicit version whose manifest was read, so that a newer one never answers in its place.
+    """
+
+    name = "triton"
+
+    def __init__(self, url: str, *, concurrency: int = 64, load_timeout: float = 120.0) -> None:
+        """`url` is `host:port`, `grpc://host:port` or, with TLS, `grpcs://host:port`.
+
+        Raises:
+            ValueError: `url` is none of these.
+        """
+        self.target, self.secure = parse_url(url)
+        self.load_timeout = load_timeout
+        self._slots = asyncio.Semaphore(concurrency)
+        self._loading = asyncio.Lock()
+        self._client: Any = None
+
+    def refuses(self, entry: Entry) -> str | None:
+        return None  # what this server has backends for shows when it loads
+
+    async def start(self) -> None:
+        # Imported here: gRPC costs the gateway 0.3 s of its start, and only this backend needs it.
+        from tritonclient.grpc import aio  # noqa: PLC0415
+
+        self._client = aio.InferenceServerClient(self.target, ssl=self.secure, channel_args=CHANNEL_OPTIONS)
+
+    async def load(self, entry: Entry) -> None:
+        async with self._loading:
+            if not await self._is_ready(entry):
+                await self._ask_to_load(entry)
+        with translation(str(entry)):
+            told = await self._client.get_model_metadata(entry.name, str(entry.version), client_timeout=METADATA_SECONDS)
+        check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)
+        check_tensors(entry, "outputs", told.outputs, entry.manifest.outputs)
+
+    async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
+        ticket.check()
+        rows = check_inputs(entry, inputs)
+        pieces = split(inputs, rows, entry.manifest.engine.max_batch)
+        if len(pieces) == 1:
+            return await self._infer_piece(entry, inputs, ticket)
+        return join(await _all(self._infer_piece(entry, piece, ticket) for piece in pieces))
+
+    async def unload(self, entry: Entry) -> None:
+        """Nothing is held here; the server keeps the model, which others may be using, until its version policy drops it."""
+
+    async def fault(self) -> str | None:
+        try:
+            with translation("The liveness check"):
+                live = await self._client.is_server_live(client_timeout=LIVENESS_SECONDS)
+        except VitrineError:
+            live = False
+        return None if live else f"Triton does not answer at {self.target}"
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _infer_piece(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
+        """One call of at most `max_batch` rows."""
+        from tritonclient.grpc import InferInput  # noqa: PLC0415
+
+        tensors = [
+            InferInput(spec.name, inputs[spec.name].shape, DATATYPES[spec.dtype]).set_data_from_numpy(inputs[spec.name])
+            for spec in entry.manifest.inputs
+        ]
+        async with self._slot(ticket):
+            with ticket.stage("infer"), translation(str(entry)):
+                result = await self._client.infer(
+                    entry.name, tensors, str(entry.version), request_id=ticket.id, client_timeout=_seconds_left(ticket)
+                )
+        rows = len(inputs[entry.manifest.inputs[0].name])
+        return {spec.name: take_output(result, spec, rows, entry) for spec in entry.manifest.outputs}
+
+    @asynccontextmanager
+    async def _slot(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait for one of the `concurrency` places; nobody computes for a ticket that has departed meanwhile."""
+        with ticket.stage("queue"):
+            try:
+                async with asyncio.timeout(_seconds_left(ticket)):
+                    await self._slots.acquire()
+            except TimeoutError as error:
+                raise DeadlineError("The request's time ran out while it waited for the engine; retry later.") from error
+        try:
+            if not ticket.live:
+                raise DeadlineError("The request's time ran out, or its client left, before the engine was free.")
+            yield
+        finally:
+            self._slots.release()
+
+    async def _is_ready(self, entry: Entry) -> bool:
+        with translation(str(entry)):
+            return bool(await self._client.is_model_ready(entry.name, str(entry.version), client_timeout=METADATA_SECONDS))
+
+    async def _ask_to_load(self, entry: Entry) -> None:
+        """Ask for the newest versions of the model; the ones that are ready go on answering.
+
+        Raises:
+            BackendUnavailableError: the server does not answer, or has no such version even now.
+            InferenceError: the server cannot load the engine.
+        """
+        with translation(str(entry)):
+            await self._client.load_model(entry.name, client_timeout=self.load_timeout)
+        if not await self._is_ready(entry):
+            raise BackendUnavailableError(f"Triton does not have {entry} ready; is it the repository that the gateway reads?")
+
+
+def parse_url(url: str) -> tuple[str, bool]:
+    """Give (`host:port`, whether over TLS).
+
+    Raises:
+        ValueError: not `host:port`, `grpc://host:port` or `grpcs://host:port`.
+    """
+    parts = urlsplit(url if "://" in url else f"grpc://{url}")
+    if parts.scheme not in ("grpc", "grpcs") or not parts.hostname or not parts.port or parts.path.strip("/"):
+        raise ValueError(f"{url!r} is not the address of a Triton gRPC endpoint; write host:port, as in localhost:8001")
+    return parts.netloc, parts.scheme == "grpcs"
+
+
+def check_tensors(entry: Entry, what: str, told: Iterable[Any], said: Iterable[TensorSpec]) -> None:
+    """Hold the tensors that the server told of (name, datatype, shape) against those of the manifest.
+
+    Raises:
+        InferenceError: they differ.
+    """
+    have = sorted((tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in told)
+    want = sorted((spec.name, DATATYPES[spec.dtype], spec.shape) for spec in said)
+    if have != want:
+        raise InferenceError(
+            f"Triton serves {entry} with the {what} {_listed(have)}, its manifest says {_listed(want)}; "
+            "publish changed tensors under a new model name."
+        )
+
+
+def take_output(result: Any, spec: TensorSpec, rows: int, entry: Entry) -> NDArray[Any]:
+    """The output `spec` of Triton's answer, [rows, ...].
+
+    Raises:
+        InferenceError: it is missing, empty, or of another dtype or shape; a server can answer that without an error.
+    """
+    try:
+        array = result.as_numpy(spec.name)
+    except ValueError as error:
+        raise InferenceError(f"Triton answered {spec.name} of {entry} with another number of bytes than its shape has.") from error
+    if array is None:
+        raise InferenceError(f"Triton answered without {spec.name} of {entry}.")
+    want = (rows, *spec.shape[1:])
+    fits = array.ndim == len(want) and all(size in (-1, have) for size, have in zip(want, array.shape, strict=True))
+    if array.dtype != spec.dtype or not fits:
+        raise InferenceError(
+            f"Triton answered {spec.name} of {entry} as {array.dtype} {list(array.shape)}, not {spec.dtype} {list(want)}."
+        )
+    return array  # type: ignore[no-any-return]
+
+
+@contextmanager
+def translation(what: str) -> Iterator[None]:
+    """Turn the errors of `tritonclient` into those of `app.errors`; `what` names the model."""
+    from tritonclient.utils import InferenceServerException  # noqa: PLC0415
+
+    try:
+        yield
+    except InferenceServerException as error:
+        raise translate(error.status() or "", error.message() or "", what) from error
+
+
+def translate(status: str, message: str, what: str) -> VitrineError:
+    """The error for one gRPC status (`StatusCode.X`) and Triton's message with it."""
+    if status == "StatusCode.DEADLINE_EXCEEDED":
+        return DeadlineError(f"The request's time ran out before Triton answered for {what}; allow more time or retry later.")
+    # Triton has no status of its own for a full queue: it comes as UNAVAILABLE, like a server that is gone.
+    if status == "StatusCode.RESOURCE_EXHAUSTED" or "maximum queue size" in message or "timeout expired" in message:
+        return CapacityError(f"Triton's queue for {what} is full; retry later.")
+    if status == "StatusCode.NOT_FOUND" or "not at ready state" in message:
+        return BackendUnavailableError(f"Triton does not have {what} ready.")
+    if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.UNIMPLEMENTED"):
+        return BackendUnavailableError(f"Triton does not answer for {what}; retry later.")
+    return InferenceError(f"Triton failed on {what}: {(message.splitlines() or [status])[0]}")
+
+
+async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Run them together and give their results in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _seconds_left(ticket: Ticket) -> float | None:
+    return None if ticket.remaining == float("inf") else ticket.remaining
+
+
+def _listed(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in tensors)
