@@ -3,7 +3,7 @@
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from PIL import Image
 from app.manifest import (
     MANIFEST_FILE,
     ArtifactFile,
+    DType,
     EngineSpec,
     Entry,
     GoldenExample,
@@ -36,8 +37,8 @@ CONFIG = """\
 name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {max_batch}
-input [ {{ name: "image" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }} ]
-output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
+input [ {inputs} ]
+output [ {outputs} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 dynamic_batching {{ default_queue_policy {{ max_queue_size: {queue} }} }}
 version_policy {{ latest {{ num_versions: 2 }} }}
@@ -74,11 +75,24 @@ def add_entry(
     engine = directory / "model.onnx"
     engine.write_bytes(make_engine(version, size=size, delay=delay, poison=poison))
     _write_golden(directory / "golden", version, size)
-    manifest = make_manifest(engine, name, size=size, max_batch=max_batch, **fields)
-    (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
-    config = CONFIG.format(name=name, max_batch=max_batch, size=size, classes=len(LABELS), queue=queue)
-    (repository / name / "config.pbtxt").write_text(config)
-    return read_entry(directory)
+    return _describe(directory, make_manifest(engine, name, size=size, max_batch=max_batch, **fields), queue)
+
+
+def add_echo(repository: Path, name: str = "echo") -> Entry:
+    """Write `repository/name/1`: for each dtype of the contract an input `DTYPE` [B,2] and the same as output `DTYPE_out`."""
+    directory = repository / name / "1"
+    directory.mkdir(parents=True)
+    dtypes = get_args(DType)
+    names = [(dtype, f"{dtype}_out") for dtype in dtypes]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [source], [target]) for source, target in names],
+        name,
+        *([helper.make_tensor_value_info(pair[side], _onnx_type(pair[0]), ["batch", 2]) for pair in names] for side in (0, 1)),
+    )
+    engine = directory / "model.onnx"
+    engine.write_bytes(_serialized(graph))
+    inputs, outputs = (tuple(TensorSpec(name=pair[side], dtype=pair[0], shape=(-1, 2)) for pair in names) for side in (0, 1))
+    return _describe(directory, make_manifest(engine, name, inputs=inputs, outputs=outputs, labels=(), golden=()), queue=64)
 
 
 def make_manifest(engine: Path, model: str = NAME, *, size: int = SIZE, max_batch: int = MAX_BATCH, **fields: Any) -> Manifest:
@@ -128,9 +142,7 @@ def make_engine(version: int = 1, *, size: int = SIZE, delay: int = 0, poison: b
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(LABELS)])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return _serialized(graph)
 
 
 def reference(images: NDArray[np.uint8], version: int = 1) -> NDArray[np.float32]:
@@ -192,6 +204,35 @@ def _add_delay(nodes: list[onnx.NodeProto], constants: dict[str, Any], logits: s
         helper.make_node("Add", [logits, "rest_row"], ["delayed"]),
     ]
     return "delayed"
+
+
+def _serialized(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _onnx_type(dtype: str) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def _describe(directory: Path, manifest: Manifest, queue: int) -> Entry:
+    """Write what lies beside the engine: the manifest, and Triton's configuration of the model."""
+    (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
+    config = CONFIG.format(
+        name=directory.parent.name,
+        max_batch=manifest.engine.max_batch,
+        queue=queue,
+        inputs=", ".join(map(_tensor_config, manifest.inputs)),
+        outputs=", ".join(map(_tensor_config, manifest.outputs)),
+    )
+    (directory.parent / "config.pbtxt").write_text(config)
+    return read_entry(directory)
+
+
+def _tensor_config(spec: TensorSpec) -> str:
+    kind = spec.dtype.upper().replace("FLOAT", "FP")
+    return f'{{ name: "{spec.name}" data_type: TYPE_{kind} dims: {list(spec.shape[1:])} }}'
 
 
 def _write_golden(directory: Path, version: int, size: int) -> None:
