@@ -16,12 +16,16 @@ STAGES = ("read", "parse", "decode", "resize", "queue", "infer", "finish", "enco
 class Ticket:
     """What a request carries through the pipeline: its id, deadline, cancellation and the time spent per stage.
 
-    `deadline` is a value of `time.monotonic()`. `stages` holds seconds; the images of one request add up.
+    `deadline` is a value of `time.monotonic()`. `cancelled` means that nobody waits for the answer, `departed` that the client
+    hung up. `bytes` is what its body holds in memory. `stages` holds seconds; the images of
+    one request add up.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     deadline: float = float("inf")
     cancelled: bool = False
+    departed: bool = False
+    bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -78,10 +82,10 @@ class Admission:
         finally:
             ticket.cancelled = True
             self.requests -= 1
+            self.bytes -= ticket.bytes
 
-    @contextmanager
-    def hold_bytes(self, count: int) -> Iterator[None]:
-        """Hold `count` bytes of request body for as long as they are in memory.
+    def take_bytes(self, ticket: Ticket, count: int) -> None:
+        """Count `count` more bytes of request body against the ceiling, until the ticket is given back.
 
         Raises:
             CapacityError: the bodies in flight would exceed `max_bytes`.
@@ -89,10 +93,7 @@ class Admission:
         if self.bytes + count > self.max_bytes:
             raise CapacityError("The request bodies in flight fill the memory set aside for them; retry later.")
         self.bytes += count
-        try:
-            yield
-        finally:
-            self.bytes -= count
+        ticket.bytes += count
 
 
 class PixelBudget:

@@ -1,0 +1,128 @@
+"""The composition root: settings -> backend -> catalog -> pipeline -> routes."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from app import __version__
+from app.admission import Admission, PixelBudget
+from app.api import errors
+from app.api.fetch import FetchPolicy
+from app.api.middleware import RequestIds
+from app.api.routes import Services, health_router, model_router, task_router
+from app.backends.base import Backend
+from app.backends.fake import FakeBackend
+from app.backends.onnxruntime import OnnxRuntimeBackend
+from app.backends.triton import TritonBackend
+from app.catalog import Catalog
+from app.decode import DecodeLimits
+from app.errors import BackendUnavailableError, ModelError
+from app.golden import check_golden
+from app.pipeline import Pipeline
+from app.settings import Settings
+from app.tasks import TASKS
+
+log = logging.getLogger("vitrine")
+
+PRELOAD_RETRY = 0.5
+
+
+def create_app(settings: Settings, ready: Callable[[], None] = lambda: None) -> FastAPI:
+    """The ASGI application. `ready` is called once, when the default models answer."""
+    backend = make_backend(settings)
+    defaults = {"classify": settings.default_classify}
+    catalog = Catalog(settings.repository, backend, _no_smoke if settings.backend == "fake" else check_golden, defaults)
+    limits = DecodeLimits(
+        max_bytes=settings.max_body_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_side=settings.max_image_side,
+        max_scans=settings.max_image_scans,
+    )
+    pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), settings.decode_threads)
+    services = Services(
+        admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
+        pipeline=pipeline,
+        catalog=catalog,
+        fetching=FetchPolicy(settings.allow_urls, settings.url_hosts, settings.url_timeout, settings.max_body_bytes),
+        defaults=defaults,
+        max_body_bytes=settings.max_body_bytes,
+        max_images=settings.max_images,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await backend.start()
+        await catalog.refresh()
+        background = [asyncio.create_task(_preload(catalog, settings.preload, ready))]
+        if settings.repository_poll:
+            background.append(asyncio.create_task(catalog.watch(settings.repository_poll)))
+        yield
+        for task in background:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await pipeline.close()
+        await backend.close()
+
+    app = FastAPIOffline(
+        title="Vitrine",
+        version=__version__,
+        description="Images in, answers out.",
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url="/docs/assets",
+    )
+    errors.install(app)
+    app.add_middleware(RequestIds)
+    for router in (task_router(services), model_router(services), health_router(services)):
+        app.include_router(router)
+    return app
+
+
+def make_backend(settings: Settings) -> Backend:
+    if settings.backend == "triton":
+        return TritonBackend(settings.triton_url, concurrency=settings.triton_concurrency)
+    if settings.backend == "fake":
+        return FakeBackend()
+    return OnnxRuntimeBackend(instances=settings.instances, threads=settings.threads, max_queue=settings.max_queue)
+
+
+def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
+    """Run the gateway until SIGINT or SIGTERM."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    uvicorn.run(
+        create_app(settings, ready),
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.request_timeout),
+    )
+
+
+async def _preload(catalog: Catalog, preload: bool, ready: Callable[[], None]) -> None:
+    """Load the default model of every task; wait for a backend that is still away."""
+    for task in TASKS.values() if preload else ():
+        while True:
+            try:
+                await catalog.acquire(None, task.name, task.role)
+            except BackendUnavailableError as error:
+                log.warning("waiting for the inference backend: %s", error)
+                await asyncio.sleep(PRELOAD_RETRY)
+                continue
+            except ModelError as error:
+                log.warning("nothing preloaded for %s: %s", task.name, error)
+            break
+    ready()
+
+
+async def _no_smoke(backend: Backend, entry: object) -> None:
+    """The fake backend invents its answers: there is nothing to compare."""

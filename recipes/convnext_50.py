@@ -7,7 +7,7 @@ free for research; it is not part of this repository. `--data` is a NumPy archiv
 `data` (uint8, the JPEG files one after another), `offsets` (int64, N + 1), `label` (N), `is_val` (N, bool), `names` (50).
 
 The network is the ConvNeXt of Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), as timm builds it, small enough
-to train on a laptop: about an hour on two CPU cores with bfloat16 (the first half of the epochs at 48x48). The run resumes from `--out` when it was interrupted.
+to train on a laptop: about an hour on two CPU cores with bfloat16 (the first 55 % of the epochs at 48x48, the optimiser is Muon). The run resumes from `--out` when it was interrupted.
 It writes `model.safetensors` (the averaged weights) and `labels.txt`, which `make bundled` exports:
 
     python -m export timm/convnext_atto --checkpoint runs/convnext_50/model.safetensors ...
@@ -27,17 +27,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-MODEL_ARGS = {"patch_size": 2, "kernel_sizes": 5, "norm_layer": "batchnorm2d"}
+MODEL_ARGS = {"patch_size": 2, "kernel_sizes": 5, "norm_layer": "batchnorm2d", "ls_init_value": 0.5}
 
 
 def build(num_classes: int, drop_path: float = 0.0) -> nn.Module:
-    """ConvNeXt-atto (depths 2-2-6-2, widths 40-80-160-320) for 64x64 images: 2x2 patches, 5x5 kernels, BatchNorm."""
-    return timm.create_model("convnext_atto", num_classes=num_classes, drop_path_rate=drop_path, **MODEL_ARGS)
+    """ConvNeXt-atto (depths 2-2-6-2, widths 40-80-160-320) for 64x64 images: 2x2 patches, 5x5 kernels, BatchNorm.
+
+    The paper's initialisation (standard deviation 0.02 everywhere) suits its 300 epochs; He's fan-in rule learns much faster here.
+    """
+    model = timm.create_model("convnext_atto", num_classes=num_classes, drop_path_rate=drop_path, **MODEL_ARGS)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
 
 
 def load_images(path: Path) -> tuple[Tensor, Tensor, Tensor, list[str]]:
@@ -119,15 +127,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     return top1 / len(labels), top5 / len(labels)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and kernels only, not on norms, biases and layer scales."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -141,7 +140,7 @@ def train(options: argparse.Namespace) -> None:
     train_x, train_y, val_x, val_y = images[~is_val], labels[~is_val], images[is_val], labels[is_val]
     model = build(len(names), drop_path=0.05).to(memory_format=torch.channels_last)
     average = ModelEmaV3(model, decay=0.998, use_warmup=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.lr, betas=(0.9, 0.99))
+    optimizer = create_optimizer_v2(model, opt="muon", lr=options.lr, weight_decay=options.weight_decay)
 
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "labels.txt").write_text("\n".join(names) + "\n")
@@ -160,7 +159,7 @@ def train(options: argparse.Namespace) -> None:
         started, losses = time.monotonic(), []
         model.train()
         generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
-        size = 48 if epoch < options.epochs // 2 else 64
+        size = 48 if epoch < 0.55 * options.epochs else 64
         mixing = epoch < options.epochs - 4
         for index, rows in enumerate(batches(len(train_x), options.batch_size, generator)):
             step = epoch * steps_per_epoch + index
@@ -179,9 +178,11 @@ def train(options: argparse.Namespace) -> None:
             optimizer.step()
             average.update(model, step=step)
             losses.append(loss.item())
-        top1, top5 = accuracy(average.module, val_x, val_y)
+        shown = F.interpolate(val_x.float(), size, mode="bilinear", antialias=True)
+        top1, top5 = accuracy(average.module, shown, val_y)
         row = {
             "epoch": epoch + 1,
+            "size": size,
             "loss": round(float(np.mean(losses)), 4),
             "top1": round(top1, 4),
             "top5": round(top5, 4),
@@ -204,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/convnext_50"))
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=36)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)

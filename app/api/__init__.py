@@ -1,0 +1,1 @@
+"""HTTP only: routes, request bodies, schemas and the error table."""

@@ -1,0 +1,185 @@
+"""Stages `read` and `parse`: the body of a request becomes encoded images and fields.
+
+Three forms: the image itself, multipart/form-data (`image`, repeated for a batch), or JSON. Bytes that are an image are an image,
+whatever the Content-Type says: `curl --data-binary @photo.jpg` calls it a form.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from app.admission import Admission, Ticket
+from app.errors import InputError, MalformedRequestError, TooLargeError
+
+IMAGE_FIELDS = frozenset({"image", "images", "file"})
+
+
+@dataclass(frozen=True)
+class ImageUrl:
+    """An image that is still to be fetched."""
+
+    url: str
+
+
+@dataclass
+class Parsed:
+    """What a request asks for: encoded images in order, its other fields, and the media type that a raw body came under."""
+
+    images: list[bytes | ImageUrl | InputError] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    declared: str | None = None
+
+
+async def read_body(request: Request, ticket: Ticket, admission: Admission, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLargeError: more than `limit` bytes, announced or sent.
+        CapacityError: the bodies in flight fill the memory set aside for them.
+        MalformedRequestError: the client left before it had sent everything, or compressed the body.
+    """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise MalformedRequestError(f"Send the body without Content-Encoding ({encoding}); images are compressed already.")
+    announced = request.headers.get("content-length", "")
+    _check_size(int(announced) if announced.isdecimal() else 0, limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            _check_size(size, limit)
+            admission.take_bytes(ticket, len(chunk))
+            ticket.check()
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise MalformedRequestError("The connection closed before the whole body had arrived.") from error
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLargeError(f"The body has {size} bytes or more; this server takes {limit}.")
+
+
+def parse_body(body: bytes, content_type: str) -> Parsed:
+    """Tell the three forms apart and take them to pieces.
+
+    Raises:
+        MalformedRequestError: no image, broken multipart or JSON, fields of the wrong type.
+    """
+    kind, options = parse_options_header(content_type)
+    declared = kind.decode("latin-1")
+    if not body:
+        raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
+    if declared == "multipart/form-data":
+        parsed = _parse_multipart(body, options)
+    elif declared == "application/json" or body[:64].lstrip()[:1] == b"{":
+        parsed = _parse_json(body)
+    else:
+        parsed = Parsed(images=[body], declared=declared)
+    if not parsed.images:
+        raise MalformedRequestError("There is no image in the request; send at least one, in the field `image`.", field="image")
+    return parsed
+
+
+class _Parts:
+    """Collects the parts of a multipart body from the parser's callbacks."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
+        self._name = b""
+
+    def begin(self) -> None:
+        self.parts.append(({}, bytearray()))
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end].lower()
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        headers = self.parts[-1][0]
+        headers[self._name] = headers.get(self._name, b"") + data[start:end]
+
+    def header_end(self) -> None:
+        self._name = b""
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1][1].extend(memoryview(data)[start:end])
+
+
+def _parse_multipart(body: bytes, options: Mapping[bytes, bytes]) -> Parsed:
+    if not (boundary := options.get(b"boundary")):
+        raise MalformedRequestError("multipart/form-data needs a boundary in its Content-Type.")
+    collected = _Parts()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": collected.begin,
+                "on_header_field": collected.header_name,
+                "on_header_value": collected.header_value,
+                "on_header_end": collected.header_end,
+                "on_part_data": collected.data,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise MalformedRequestError(f"The multipart body cannot be read: {error}.") from error
+    parsed = Parsed()
+    for headers, data in collected.parts:
+        _, disposition = parse_options_header(headers.get(b"content-disposition", b""))
+        name = disposition.get(b"name", b"").decode("utf-8", "replace")
+        if name in IMAGE_FIELDS:
+            parsed.images.append(bytes(data))
+        elif b"filename" in disposition:
+            raise MalformedRequestError(f"Files belong in the form field `image`, not {name!r}.", field=name)
+        else:
+            parsed.fields[name] = data.decode("utf-8", "replace")
+    return parsed
+
+
+def _parse_json(body: bytes) -> Parsed:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequestError(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise MalformedRequestError('The JSON body must be an object such as {"image": {"base64": "..."}}.')
+    single, many = document.pop("image", None), document.pop("images", None)
+    if (single is None) == (many is None):
+        raise MalformedRequestError("Give either `image` or `images`.", field="image")
+    if many is not None and not isinstance(many, list):
+        raise MalformedRequestError("`images` must be a list.", field="images")
+    values = [single] if many is None else many
+    return Parsed(images=[_json_image(value) for value in values], fields=document)
+
+
+def _json_image(value: object) -> bytes | ImageUrl | InputError:
+    """An image in JSON: {"base64": ...}, {"url": ...}, a data URL or an address. A broken one keeps its place as its error."""
+    if isinstance(value, dict) and len(value) == 1 and isinstance(text := next(iter(value.values())), str):
+        if "base64" in value:
+            return _decode_base64(text)
+        if "url" in value:
+            value = text
+    if isinstance(value, str) and value.startswith("data:"):
+        head, comma, data = value.partition(",")
+        if not comma or not head.endswith(";base64"):
+            return MalformedRequestError("A data URL must look like data:image/jpeg;base64,... .", field="image")
+        return _decode_base64(data)
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        return ImageUrl(value)
+    return MalformedRequestError('An image is {"base64": "..."}, {"url": "..."} or a data URL.', field="image")
+
+
+def _decode_base64(text: str) -> bytes | InputError:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return MalformedRequestError("The image is not valid base64 (standard alphabet, padded, no line breaks).", field="image")

@@ -1,0 +1,116 @@
+"""The shapes of requests and answers, as OpenAPI shows them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.tasks.classify import ClassifyOptions
+
+
+class Base64Image(BaseModel):
+    base64: str = Field(description="the encoded image file, in base64")
+
+
+class UrlImage(BaseModel):
+    url: str = Field(description="a data URL; http and https only where the server allows it")
+
+
+JsonImage = Base64Image | UrlImage | str
+
+
+class TaskRequest(BaseModel):
+    """Fields that every task takes: as query parameters, form fields or members of a JSON body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="NAME or NAME@VERSION; by default the task's default model", max_length=200)
+
+
+class ClassifyRequest(TaskRequest):
+    top_k: int | None = Field(None, ge=1, description="how many classes to give; by default 5")
+
+    def options(self) -> ClassifyOptions:
+        return ClassifyOptions(top_k=self.top_k)
+
+
+class ImageResponse(BaseModel):
+    """What arrived and what was done to it."""
+
+    format: str
+    width: int = Field(description="pixels, upright")
+    height: int
+    orientation: int = Field(description="EXIF orientation that was undone; 1 is none")
+    mode: str = Field(description="colour mode of the file")
+    frames: int
+    scaled: int = Field(description="the JPEG was decoded at 1/scaled of its size")
+    conversions: list[str]
+
+
+class ProblemResponse(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    request_id: str | None = None
+
+
+class PredictionResponse(BaseModel):
+    label: str
+    class_id: int
+    score: float
+
+
+class ClassifyItem(BaseModel):
+    """One image: `predictions`, or `error` when this image alone could not be answered."""
+
+    index: int
+    image: ImageResponse | None = None
+    predictions: list[PredictionResponse] | None = None
+    error: ProblemResponse | None = None
+
+
+class TaskResponse(BaseModel):
+    id: str = Field(description="request id, also in X-Request-ID")
+    task: str
+    model: str
+    version: int
+    warnings: list[str] = Field(description="remarks on the request, such as a wrong Content-Type")
+
+
+class ClassifyResponse(TaskResponse):
+    results: list[ClassifyItem]
+
+
+class ModelResponse(BaseModel):
+    """One row of the list, in the shape of OpenAI's with what a vision server adds."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="seconds since 1970")
+    owned_by: str = "vitrine"
+    task: str | None = Field(description="null when no version of it could be read")
+    version: int | None = Field(description="the version that answers when none is named")
+    versions: list[int]
+    engine: str | None
+    precision: str | None
+    default: bool
+    status: Literal["ready", "available", "failed"] = Field(description="available: loads on first use")
+    problems: list[str]
+
+
+class ModelsResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelResponse]
+
+
+class ModelDetailResponse(ModelResponse):
+    manifest: dict[str, Any] | None = Field(description="of the version that answers")
+
+
+class HealthResponse(BaseModel):
+    status: str
+    reasons: list[str] = []
