@@ -13,8 +13,11 @@ from app import __version__
 from app.admission import Admission, PixelBudget
 from app.api import errors
 from app.api.fetch import FetchPolicy
+from app.api.health import health_router
 from app.api.middleware import RequestIds
-from app.api.routes import Services, health_router, model_router, task_router
+from app.api.models import model_router
+from app.api.services import Services
+from app.api.tasks import task_router
 from app.backends.base import Backend
 from app.backends.fake import FakeBackend
 from app.backends.onnxruntime import OnnxRuntimeBackend

@@ -1,4 +1,4 @@
-"""The native routes: one per task, generated from the table, and those that tell about models and health."""
+"""`POST /v1/TASK` for every task, generated from the table: admit, read, parse, run the pipeline, encode."""
 
 import asyncio
 import json
@@ -8,38 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import prometheus_client
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app import metrics
-from app.admission import Admission, Ticket
+from app.admission import Ticket
 from app.api import schemas
 from app.api.body import ImageUrl, Parsed, parse_body, read_body
 from app.api.errors import error_response, problem
-from app.api.fetch import FetchPolicy, fetch
-from app.catalog import Catalog, Model
-from app.errors import CapacityError, InvalidValueError, ModelNotFoundError, TooLargeError, VitrineError
-from app.pipeline import Answer, Item, Pipeline
+from app.api.fetch import fetch
+from app.api.services import Services
+from app.errors import CapacityError, InvalidValueError, TooLargeError, VitrineError
+from app.pipeline import Answer, Item
 from app.tasks import TASKS
 from app.tasks.base import AnyTask
 from app.tasks.classify import ClassifyResult
 
 CLIENT_CLOSED_REQUEST = 499
-
-
-@dataclass(frozen=True)
-class Services:
-    """What the routes need; made by `app/main.py`."""
-
-    admission: Admission
-    pipeline: Pipeline
-    catalog: Catalog
-    fetching: FetchPolicy
-    defaults: Mapping[str, str]
-    max_body_bytes: int
-    max_images: int
 
 
 @dataclass(frozen=True)
@@ -225,86 +211,3 @@ def _describe(request: type[schemas.TaskRequest]) -> dict[str, Any]:
             },
         },
     }
-
-
-def model_router(services: Services) -> APIRouter:
-    """The models in OpenAI's list shape, and each with its manifest."""
-    router = APIRouter(prefix="/v1/models", tags=["models"])
-
-    @router.get("", summary="List the models")
-    async def models() -> schemas.ModelsResponse:
-        await services.catalog.refresh()
-        rows = sorted(services.catalog.models.values(), key=lambda model: model.name)
-        return schemas.ModelsResponse(data=[schemas.ModelResponse(**_row(model, services)) for model in rows])
-
-    @router.get("/{name}", summary="One model with its manifest", responses={404: {"model": schemas.ProblemResponse}})
-    async def model(name: str) -> schemas.ModelDetailResponse:
-        await services.catalog.refresh()
-        found = services.catalog.models.get(name)
-        if found is None:
-            raise ModelNotFoundError(f"There is no model {name!r}; see /v1/models.", field="name")
-        current = found.current
-        manifest = None if current is None else next(iter(current.entries.values())).manifest.model_dump(mode="json")
-        return schemas.ModelDetailResponse(**_row(found, services), manifest=manifest)
-
-    return router
-
-
-def _row(model: Model, services: Services) -> dict[str, Any]:
-    current = model.current
-    shown = current or next(iter(model.versions), None)
-    manifest = None if shown is None else next(iter(shown.entries.values())).manifest
-    task = None if shown is None else next((task.name for task in TASKS.values() if task.role in shown.entries), None)
-    faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
-    return {
-        "id": model.name,
-        "created": 0 if manifest is None else int(manifest.created.timestamp()),
-        "task": task,
-        "version": None if current is None else current.number,
-        "versions": [version.number for version in model.versions],
-        "engine": None if manifest is None else manifest.engine.kind,
-        "precision": None if manifest is None else manifest.precision,
-        "default": task is not None and services.defaults.get(task) == model.name,
-        "status": "failed" if current is None else current.status,
-        "problems": faults + model.problems,
-    }
-
-
-def health_router(services: Services) -> APIRouter:
-    """For orchestrators: alive, ready, and Prometheus."""
-    router = APIRouter(tags=["health"])
-
-    @router.get("/livez", summary="The process answers")
-    async def livez() -> schemas.HealthResponse:
-        return schemas.HealthResponse(status="ok")
-
-    @router.get(
-        "/readyz",
-        summary="A real inference has gone through every default model",
-        responses={503: {"model": schemas.HealthResponse}},
-    )
-    async def readyz() -> Response:
-        reasons = await _reasons_not_ready(services)
-        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons}
-        return JSONResponse(body, 503 if reasons else 200)
-
-    @router.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
-    async def prometheus() -> Response:
-        metrics.IN_FLIGHT.set(services.admission.requests)
-        backend = services.pipeline.backend
-        metrics.BACKEND_UP.labels(backend.name).set(await backend.fault() is None)
-        return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
-
-    return router
-
-
-async def _reasons_not_ready(services: Services) -> list[str]:
-    reasons = [] if (fault := await services.pipeline.backend.fault()) is None else [fault]
-    try:
-        for task in TASKS.values():
-            model, _ = services.catalog.choose(None, task.name, task.role)
-            if not any(version.loaded for version in model.versions):
-                reasons.append(f"{model.name} is not loaded yet" if model.current else f"{model.name} cannot serve; see /v1/models")
-    except VitrineError as error:
-        reasons.append(error.detail)
-    return reasons

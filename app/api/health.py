@@ -1,0 +1,50 @@
+"""For orchestrators and Prometheus: alive, ready, metrics."""
+
+import prometheus_client
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from app import metrics
+from app.api import schemas
+from app.api.services import Services
+from app.errors import VitrineError
+from app.tasks import TASKS
+
+
+def health_router(services: Services) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", summary="The process answers")
+    async def livez() -> schemas.HealthResponse:
+        return schemas.HealthResponse(status="ok")
+
+    @router.get(
+        "/readyz",
+        summary="A real inference has gone through every default model",
+        responses={503: {"model": schemas.HealthResponse}},
+    )
+    async def readyz() -> Response:
+        reasons = await _reasons_not_ready(services)
+        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons}
+        return JSONResponse(body, 503 if reasons else 200)
+
+    @router.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
+    async def prometheus() -> Response:
+        metrics.IN_FLIGHT.set(services.admission.requests)
+        backend = services.pipeline.backend
+        metrics.BACKEND_UP.labels(backend.name).set(await backend.fault() is None)
+        return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _reasons_not_ready(services: Services) -> list[str]:
+    reasons = [] if (fault := await services.pipeline.backend.fault()) is None else [fault]
+    try:
+        for task in TASKS.values():
+            model, _ = services.catalog.choose(None, task.name, task.role)
+            if not any(version.loaded for version in model.versions):
+                reasons.append(f"{model.name} is not loaded yet" if model.current else f"{model.name} cannot serve; see /v1/models")
+    except VitrineError as error:
+        reasons.append(error.detail)
+    return reasons

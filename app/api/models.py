@@ -1,0 +1,53 @@
+"""The models in OpenAI's list shape, and each with its manifest."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api import schemas
+from app.api.services import Services
+from app.catalog import Model
+from app.errors import ModelNotFoundError
+from app.tasks import TASKS
+
+
+def model_router(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="List the models")
+    async def models() -> schemas.ModelsResponse:
+        await services.catalog.refresh()
+        rows = sorted(services.catalog.models.values(), key=lambda model: model.name)
+        return schemas.ModelsResponse(data=[schemas.ModelResponse(**_row(model, services)) for model in rows])
+
+    @router.get("/{name}", summary="One model with its manifest", responses={404: {"model": schemas.ProblemResponse}})
+    async def model(name: str) -> schemas.ModelDetailResponse:
+        await services.catalog.refresh()
+        found = services.catalog.models.get(name)
+        if found is None:
+            raise ModelNotFoundError(f"There is no model {name!r}; see /v1/models.", field="name")
+        current = found.current
+        manifest = None if current is None else next(iter(current.entries.values())).manifest.model_dump(mode="json")
+        return schemas.ModelDetailResponse(**_row(found, services), manifest=manifest)
+
+    return router
+
+
+def _row(model: Model, services: Services) -> dict[str, Any]:
+    current = model.current
+    shown = current or next(iter(model.versions), None)
+    manifest = None if shown is None else next(iter(shown.entries.values())).manifest
+    task = None if shown is None else next((task.name for task in TASKS.values() if task.role in shown.entries), None)
+    faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
+    return {
+        "id": model.name,
+        "created": 0 if manifest is None else int(manifest.created.timestamp()),
+        "task": task,
+        "version": None if current is None else current.number,
+        "versions": [version.number for version in model.versions],
+        "engine": None if manifest is None else manifest.engine.kind,
+        "precision": None if manifest is None else manifest.precision,
+        "default": task is not None and services.defaults.get(task) == model.name,
+        "status": "failed" if current is None else current.status,
+        "problems": faults + model.problems,
+    }

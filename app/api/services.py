@@ -1,0 +1,20 @@
+"""What the routes need; made by `app/main.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.admission import Admission
+from app.api.fetch import FetchPolicy
+from app.catalog import Catalog
+from app.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Services:
+    admission: Admission
+    pipeline: Pipeline
+    catalog: Catalog
+    fetching: FetchPolicy
+    defaults: Mapping[str, str]
+    max_body_bytes: int
+    max_images: int
