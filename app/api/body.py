@@ -16,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from app.admission import Admission, Ticket
-from app.errors import InputError, MalformedRequestError, TooLargeError
+from app.errors import InputError, MalformedRequestError, TooLargeError, UnsupportedMediaError
 
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
 
@@ -43,10 +43,11 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
     Raises:
         TooLargeError: more than `limit` bytes, announced or sent.
         CapacityError: the bodies in flight fill the memory set aside for them.
-        MalformedRequestError: the client left before it had sent everything, or compressed the body.
+        UnsupportedMediaError: the body is compressed.
+        MalformedRequestError: the client left before it had sent everything.
     """
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise MalformedRequestError(f"Send the body without Content-Encoding ({encoding}); images are compressed already.")
+        raise UnsupportedMediaError(f"Send the body without Content-Encoding ({encoding}); images are compressed already.")
     announced = request.headers.get("content-length", "")
     _check_size(int(announced) if announced.isdecimal() else 0, limit)
     chunks: list[bytes] = []
@@ -80,13 +81,20 @@ def parse_body(body: bytes, content_type: str) -> Parsed:
         raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
     if declared == "multipart/form-data":
         parsed = _parse_multipart(body, options)
-    elif declared == "application/json" or body[:64].lstrip()[:1] == b"{":
+    elif _looks_like_json(body, declared):
         parsed = _parse_json(body)
     else:
         parsed = Parsed(images=[body], declared=declared)
     if not parsed.images:
         raise MalformedRequestError("There is no image in the request; send at least one, in the field `image`.", field="image")
     return parsed
+
+
+def _looks_like_json(body: bytes, declared: str) -> bool:
+    """An object is JSON under any name, other text only where it is called so; no image begins with 64 printable characters."""
+    head = body[:64]
+    printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
+    return head.lstrip()[:1] == b"{" or (declared == "application/json" and printable)
 
 
 class _Parts:
