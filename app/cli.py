@@ -1,0 +1,280 @@
+"""The command line: `vitrine serve | models | classify | triton`. What a command needs is imported only when that command runs."""
+
+import glob
+import json
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from app import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.client import Classification, Client, ClientError, ModelInfo
+    from app.settings import Settings
+
+PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"))
+PHOTO_FAULTS = frozenset(("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed"))
+ADDRESS = "http://127.0.0.1:8000"
+PIPE_WIDTH = 200
+
+app = typer.Typer(help="Serve vision models and ask them.", add_completion=False, pretty_exceptions_enable=False)
+
+Repository = Annotated[Path | None, typer.Option(help="The model repository.", show_default="model_repository")]
+Url = Annotated[str, typer.Option(help="The gateway to ask.", envvar="VITRINE_URL")]
+Local = Annotated[bool, typer.Option("--local", help="Ask a gateway started for this command alone.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+
+
+def main() -> None:
+    app()
+
+
+@app.callback(invoke_without_command=True, no_args_is_help=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"vitrine {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to bind; 0.0.0.0 for all.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, show_default="8000")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, triton or fake.", show_default="onnxruntime")] = None,
+    repository: Repository = None,
+    triton_url: Annotated[str | None, typer.Option(help="Triton's gRPC endpoint.", show_default="127.0.0.1:8001")] = None,
+    default_classify: Annotated[str | None, typer.Option(help="Model that answers when none is named.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
+) -> None:
+    """Start the gateway. Options win over the VITRINE_ variables of docs/operations.md."""
+    settings = _settings(**locals())
+    from app.main import serve as serve_until_stopped  # noqa: PLC0415
+
+    serve_until_stopped(settings, ready=lambda: typer.echo(welcome(settings)))
+
+
+@app.command()
+def models(url: Url = ADDRESS, local: Local = False, repository: Repository = None, as_json: AsJson = False) -> None:
+    """List a gateway's models."""
+    with _client(url, local, repository) as client:
+        found = client.models()
+    if as_json:
+        _print_json(asdict(model) for model in found)
+    else:
+        _print_models(found)
+
+
+@app.command()
+def classify(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, directories or patterns.")],
+    *,
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many classes to give.", show_default="5")] = None,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify photos. Exit code 1 when one of them has no answer."""
+    files = find_photos(photos)
+    failed: list[Path] = []
+    with _client(url, local, repository) as client:
+        answers = _classify_each(client, files, model, top_k, failed)
+        if as_json:
+            _print_json(_as_json(file, answer) for file, answer in answers)
+        else:
+            _print_answers(list(answers))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def triton(
+    repository: Repository = None,
+    http_port: Port = 8003,
+    grpc_port: Port = 8001,
+    metrics_port: Port = 8002,
+    home: Annotated[Path, typer.Option(help="Where `make .triton` built it.")] = Path(".triton"),
+) -> None:
+    """Start the local Triton of `make .triton` on the repository."""
+    from app.local_triton import LocalTritonError, run  # noqa: PLC0415
+
+    try:
+        code = run(_settings(repository=repository).repository, http_port, grpc_port, metrics_port, home)
+    except LocalTritonError as error:
+        _fail(str(error))
+    raise typer.Exit(code)
+
+
+def welcome(settings: "Settings") -> str:
+    """What a ready gateway says: where it is, and a line that asks it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    examples = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
+    photo = shlex.quote(f"@{examples[-1]}") if examples else "@photo.jpg"
+    return (
+        f"Vitrine {__version__} is ready on {url} ({settings.backend}, {settings.repository})\n"
+        f"  ask it:  curl --data-binary {photo} {url}/v1/classify\n"
+        f"  docs:    {url}/docs"
+    )
+
+
+def find_photos(patterns: Iterable[str]) -> list[Path]:
+    """The files that the arguments name: a file itself, the photos below a directory, or what a pattern matches."""
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES)
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 -- absolute ones too
+        if not matches:
+            _fail(f"There is no photo at {pattern}.")
+        found += matches
+    return found
+
+
+def _settings(**given: Any) -> "Settings":
+    """Settings from the environment and the options that were given; those left out are None."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from app.settings import Settings  # noqa: PLC0415
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])).lower()}: {fault['msg']}" for fault in error.errors(include_url=False)]
+        _fail(f"Settings that cannot be used: {'; '.join(faults)}.", code=2)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"vitrine: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]":
+    """A client of the gateway at `url`, or of one that lives as long as this block. Its errors end the command with a sentence."""
+    from app.client import Client, ClientError  # noqa: PLC0415
+
+    try:
+        if local:
+            with _gateway(_settings(repository=repository, preload=False, repository_poll=0)) as address, Client(address) as client:
+                yield client
+        else:
+            with Client(url) as client:
+                yield client
+    except ClientError as error:
+        hint = " Start a gateway with `vitrine serve`, or add --local." if error.code == "unreachable" else ""
+        request = f" (request {error.request_id})" if error.request_id else ""
+        _fail(f"{error.detail}{hint}{request}")
+
+
+@contextmanager
+def _gateway(settings: "Settings") -> Iterator[str]:
+    """A real gateway in a thread of this process, on a free port of this machine that only the block knows of."""
+    import uvicorn  # noqa: PLC0415
+
+    from app.main import create_app  # noqa: PLC0415
+
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    _fail("The local gateway did not start.")
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _classify_each(
+    client: "Client", files: Sequence[Path], model: str | None, top_k: int | None, failed: list[Path]
+) -> "Iterator[tuple[Path, Classification | ClientError]]":
+    """One request per photo, in order. An error that concerns the photo is its answer and puts it on `failed`."""
+    from app.client import ClientError  # noqa: PLC0415
+
+    for file in files:
+        try:
+            yield file, client.classify(file, model=model, top_k=top_k)
+        except ClientError as error:
+            if error.code not in PHOTO_FAULTS:
+                raise
+            failed.append(file)
+            yield file, error
+
+
+def _as_json(file: Path, answer: "Classification | ClientError") -> dict[str, Any]:
+    if isinstance(answer, Exception):
+        return {"file": str(file), "error": {"code": answer.code, "detail": answer.detail}}
+    item = asdict(answer.results[0])
+    return {
+        "file": str(file),
+        "model": f"{answer.model}@{answer.version}",
+        "predictions": item["predictions"],
+        "image": item["image"],
+    }
+
+
+def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        typer.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _print_answers(answers: "Sequence[tuple[Path, Classification | ClientError]]") -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("photo", "label", "score")
+    table.columns[2].justify = "right"
+    for file, answer in answers:
+        if isinstance(answer, Exception):
+            table.add_row(str(file), answer.detail, "")
+        else:
+            table.title = f"{answer.model}@{answer.version}"
+            for rank, prediction in enumerate(answer.results[0].predictions or ()):
+                table.add_row(
+                    "" if rank else str(file), prediction.label, f"{prediction.score:.1%}", style="dim" if rank else "bold"
+                )
+        table.add_section()
+    _console().print(table)
+
+
+def _print_models(found: "Sequence[ModelInfo]") -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("model", "task", "version", "engine", "precision", "status", "problems")
+    for model in found:
+        name = f"{model.id} (default)" if model.default else model.id
+        cells = (model.task, model.version, model.engine, model.precision, model.status)
+        table.add_row(name, *("-" if cell is None else str(cell) for cell in cells), "; ".join(model.problems))
+    _console().print(table)
+
+
+def _console() -> "Console":
+    """Labels and file names are text, not markup; what goes into a pipe is not cut to a terminal's width."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+if __name__ == "__main__":
+    main()

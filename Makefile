@@ -1,0 +1,77 @@
+# Every command a person runs; `make help` lists them. CI runs .ci/run, which calls these targets and nothing else.
+#   PYTHON=python3.12   the interpreter that .venv is made of, the first time
+#   PORT= BACKEND=      for `make run`; every other knob is a VITRINE_ variable (docs/operations.md)
+#   ARGS="..."          more arguments for the program behind a target
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check conformance triton .triton bundled docs format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.base ## start the gateway on http://127.0.0.1:8000 (PORT=, BACKEND=onnxruntime|triton)
+	@exec $(BIN)/vitrine serve $(if $(PORT),--port $(PORT)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
+
+test: $(VENV)/.test ## run all tests; the first time installs torch and builds the local Triton
+	@PYTHON="$(PYTHON)" deploy/triton/install.sh || case ",$(VITRINE_REQUIRE)," in \
+	    *,triton,*) exit 1 ;; \
+	    *) echo "Without it, the tests against a real Triton are skipped." ;; \
+	esac
+	$(PYTEST) -m "not conformance and not gpu" $(ARGS)
+
+check: $(VENV)/.test ## format, lint, types, import contracts; seconds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+conformance: $(VENV)/.test ## the long form of the tests: every family in a published size
+	$(PYTEST) -m conformance $(ARGS)
+
+triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `make run BACKEND=triton`
+	@exec $(BIN)/vitrine triton $(ARGS)
+
+.triton: ## build the local Triton (Linux x86-64), 350 MB, once
+	@PYTHON="$(PYTHON)" deploy/triton/install.sh
+
+bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, which its recipe writes
+	$(BIN)/python -m export timm/convnext_atto --name convnext-50 \
+	    --checkpoint runs/convnext_50/model.safetensors --labels runs/convnext_50/labels.txt \
+	    --model-arg patch_size=2 --model-arg kernel_sizes=5 \
+	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 \
+	    --input-size 64 --resize 64 $(ARGS)
+
+docs: $(VENV)/.base ## write the settings table of docs/operations.md again
+	$(BIN)/python -m tests.test_operations
+
+format: $(VENV)/.test ## format the code and apply the linter's safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove caches and build products; .venv and .triton stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	find app export recipes tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Vitrine needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version 2>&1`." \
+	        "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	@echo "Installing the gateway into $(VENV) (once) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	@echo "Installing what the tests need into $(VENV): torch and more, several GB on Linux (once) ..."
+	@$(PIP) --editable ".[test]"
+	@touch $(VENV)/.base $@

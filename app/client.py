@@ -1,0 +1,221 @@
+"""A small typed client of the gateway, for the command line, the tests and anyone's Python.
+
+with Client("http://127.0.0.1:8000") as client:
+    answer = client.classify(Path("photo.jpg"), top_k=3)
+    print(answer.results[0].predictions[0].label)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import TypeAdapter, ValidationError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Photo = Path | bytes
+T = TypeVar("T")
+
+
+class ClientError(Exception):
+    """The gateway did not answer, or answered with an error; the message is its sentence for people.
+
+    `code` is the server's stable code, or `unreachable`, `timeout`, `unreadable` (a file here), `not_vitrine`; `status` and
+    `request_id` are None when no answer came.
+    """
+
+    def __init__(self, detail: str, *, code: str, status: int | None = None, request_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class; `score` is a probability in 0..1."""
+
+    label: str
+    class_id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the gateway received and did to it; sizes in pixels of the upright original."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+    mode: str
+    frames: int
+    scaled: int
+    conversions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why one image, or a whole request, has no answer."""
+
+    code: str
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class ClassifyItem:
+    """One image of the request: its predictions, best first, or the `error` it alone met."""
+
+    index: int
+    predictions: tuple[Prediction, ...] | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to one request, one item per image in its order. `id` is the request id."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[ClassifyItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of the repository. `version` is the one that answers when none is named."""
+
+    id: str
+    task: str | None
+    version: int | None
+    versions: tuple[int, ...]
+    engine: str | None
+    precision: str | None
+    status: str
+    default: bool = False
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _ModelList:
+    data: tuple[ModelInfo, ...]
+
+
+_CLASSIFICATION = TypeAdapter(Classification)
+_MODELS = TypeAdapter(_ModelList)
+_PROBLEM = TypeAdapter(Problem)
+
+
+class Client:
+    """Talks to one gateway over kept-alive connections. Use it as a context manager or call `close`."""
+
+    def __init__(self, url: str = DEFAULT_URL, timeout: float = 60.0) -> None:
+        """`timeout` is in seconds, for each of connecting, sending and waiting for the answer.
+
+        Raises:
+            ClientError: `url` is not an http or https address.
+        """
+        address = _address(url)
+        self.url = str(address)
+        # A gateway on this machine is not to be looked for behind the environment's proxy.
+        local = address.host in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx2.Client(base_url=address, timeout=timeout, trust_env=not local)
+
+    def classify(self, photos: Photo | Sequence[Photo], *, model: str | None = None, top_k: int | None = None) -> Classification:
+        """Classify one photo or several in one request: paths or encoded bytes. One that fails among several is an item's error.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or the whole request was refused.
+        """
+        several = [photos] if isinstance(photos, Path | bytes) else photos
+        files = [("image", (_name(photo), _read(photo), "application/octet-stream")) for photo in several]
+        parameters = {name: value for name, value in (("model", model), ("top_k", top_k)) if value is not None}
+        return self._call(_CLASSIFICATION, "POST", "/v1/classify", params=parameters, files=files)
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every model of the repository, those that cannot serve included.
+
+        Raises:
+            ClientError: no answer came.
+        """
+        return self._call(_MODELS, "GET", "/v1/models").data
+
+    def ready(self) -> bool:
+        """Whether the gateway answers and its default models have computed something."""
+        try:
+            return self._send("GET", "/readyz").is_success
+        except ClientError:
+            return False
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _call(self, shape: TypeAdapter[T], method: str, path: str, **request: Any) -> T:
+        response = self._send(method, path, **request)
+        if response.headers.get("content-type", "").startswith("application/problem+json"):
+            raise _refusal(response)
+        try:
+            return shape.validate_json(response.content)
+        except ValidationError as error:
+            raise _foreign(response) from error
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """The one place where the HTTP library's exceptions become ours."""
+        try:
+            return self._http.request(method, path, **request)
+        except httpx2.ConnectError as error:
+            raise ClientError(f"Nothing answers at {self.url}.", code="unreachable") from error
+        except httpx2.TimeoutException as error:
+            raise ClientError(f"{self.url} did not answer in time.", code="timeout") from error
+        except httpx2.HTTPError as error:
+            raise ClientError(f"The connection to {self.url} failed: {error}.", code="unreachable") from error
+
+
+def _address(url: str) -> httpx2.URL:
+    try:
+        address = httpx2.URL(url.rstrip("/"))
+    except httpx2.InvalidURL as error:
+        raise ClientError(f"{url!r} is not an address: {error}.", code="unreachable") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}.", code="unreachable")
+    return address
+
+
+def _name(photo: Photo) -> str:
+    return photo.name if isinstance(photo, Path) else "image"
+
+
+def _read(photo: Photo) -> bytes:
+    if isinstance(photo, bytes):
+        return photo
+    try:
+        return photo.read_bytes()
+    except OSError as error:
+        raise ClientError(f"{photo} cannot be read: {error.strerror}.", code="unreadable") from error
+
+
+def _refusal(response: httpx2.Response) -> ClientError:
+    try:
+        problem = _PROBLEM.validate_json(response.content)
+    except ValidationError:
+        return _foreign(response)
+    request_id = response.headers.get("x-request-id")
+    return ClientError(problem.detail, code=problem.code, status=response.status_code, request_id=request_id)
+
+
+def _foreign(response: httpx2.Response) -> ClientError:
+    detail = f"{response.url} answered {response.status_code}, but not as a Vitrine gateway of this version does."
+    return ClientError(detail, code="not_vitrine", status=response.status_code)
