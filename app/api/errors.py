@@ -40,7 +40,7 @@ def status_of(error: errors.VitrineError) -> int:
 def problem(error: errors.VitrineError) -> dict[str, Any]:
     """The members of RFC 9457, with our stable `code` and, where one is at fault, the `field`."""
     body = {
-        "type": f"/docs#{error.code}",
+        "type": f"urn:vitrine:problem:{error.code}",
         "title": error.title,
         "status": status_of(error),
         "detail": error.detail,
@@ -82,7 +82,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         body = {
-            "type": "/docs#internal",
+            "type": "urn:vitrine:problem:internal",
             "title": errors.VitrineError.title,
             "status": 500,
             "detail": "Something went wrong in the server; its log says more under this request id.",

@@ -1,0 +1,126 @@
+"""The gateway as a process: started by its command, spoken to by curl and raw sockets, stopped by signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.factories import encode
+from tests.repository import add_entry
+
+RED = encode(Image.new("RGB", (40, 30), (200, 10, 10)), "PNG")
+VITRINE = Path(sys.executable).with_name("vitrine")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        try:
+            if httpx2.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    repository = tmp_path / "repository"
+    add_entry(repository)
+    add_entry(repository, "slow", delay=1200)
+    port = free_port()
+    environment = os.environ | {
+        "VITRINE_REPOSITORY": str(repository),
+        "VITRINE_DEFAULT_CLASSIFY": "colours",
+        "VITRINE_PORT": str(port),
+    }
+    command = [str(VITRINE), "serve"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def curl(*arguments: str) -> dict:
+    done = subprocess.run(["curl", "-sS", "--max-time", "20", *arguments], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_curl(gateway, tmp_path: Path) -> None:
+    url, _ = gateway
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(RED)
+    raw = curl("--data-binary", f"@{photo}", f"{url}/v1/classify")
+    form = curl("-F", f"image=@{photo}", "-F", f"image=@{photo}", "-F", "top_k=1", f"{url}/v1/classify")
+    expecting = curl("-H", "Expect: 100-continue", "--data-binary", f"@{photo}", f"{url}/v1/classify")
+    for answer in (raw, form, expecting):
+        assert answer["results"][-1]["predictions"][0]["label"] == "red"
+    assert raw["warnings"] == []
+
+
+def test_many_clients_each_get_their_own_answer(gateway) -> None:
+    url, _ = gateway
+    colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "yellow": (200, 200, 0)}
+    images = {label: encode(Image.new("RGB", (30, 30), colour), "PNG") for label, colour in colours.items()}
+    with httpx2.Client(base_url=url) as client, ThreadPoolExecutor(16) as pool:
+
+        def ask(label: str) -> bool:
+            answer = client.post("/v1/classify", content=images[label]).json()
+            return answer["results"][0]["predictions"][0]["label"] == label
+
+        assert all(pool.map(ask, list(images) * 50))
+
+
+def test_an_error_leaves_the_connection_usable(gateway) -> None:
+    url, _ = gateway
+    with httpx2.Client(base_url=url) as client:
+        for content, status in ((b"x", 415), (RED, 200), (RED[:60], 422), (RED, 200), (b"", 400), (RED, 200)):
+            assert client.post("/v1/classify", content=content).status_code == status
+
+
+def test_a_client_that_hangs_up_harms_nobody(gateway) -> None:
+    url, process = gateway
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /v1/classify?model=slow HTTP/1.1\r\nHost: x\r\nContent-Length: {len(RED)}\r\n\r\n".encode()
+    for body in (b"", RED[:20], RED):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head + body)
+            time.sleep(0.05)
+    assert httpx2.post(f"{url}/v1/classify", content=RED).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_with_requests_in_flight(gateway, stop: signal.Signals) -> None:
+    url, process = gateway
+    httpx2.post(f"{url}/v1/classify?model=slow", content=RED)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(httpx2.post, f"{url}/v1/classify?model=slow", content=RED, timeout=20) for _ in range(4)]
+        time.sleep(0.1)
+        process.send_signal(stop)
+        assert [answer.result().status_code for answer in answers] == [200] * 4
+    output, _ = process.communicate(timeout=20)
+    assert "Traceback" not in output
+    assert process.returncode in (0, -stop)
