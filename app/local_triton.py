@@ -1,6 +1,5 @@
 """The real Triton of `make .triton`, run beside the gateway without a container: found, started, waited for, stopped."""
 
-import contextlib
 import http.client
 import os
 import signal
@@ -52,7 +51,7 @@ def find(home: Path = HOME) -> Path:
     return home.resolve()
 
 
-def command(home: Path, repository: Path, ports: Ports, shared_memory: str) -> list[str]:
+def command(home: Path, repository: Path, ports: Ports) -> list[str]:
     """The command line that serves `repository` on this machine alone.
 
     Models load on request and all of them at the start; one that cannot load keeps nothing else from being served.
@@ -62,7 +61,6 @@ def command(home: Path, repository: Path, ports: Ports, shared_memory: str) -> l
         f"--model-repository={repository.resolve()}",
         f"--backend-directory={home / 'backends'}",
         f"--cache-directory={home / 'server/caches'}",
-        f"--backend-config=onnxruntime,shm-region-prefix-name={shared_memory}",
         "--model-control-mode=explicit",
         "--load-model=*",
         "--exit-on-error=false",
@@ -95,7 +93,6 @@ class LocalTriton:
         self.repository = repository
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
-        self._shared_memory = f"vitrine_{os.getpid()}_{ports.grpc}_"
         if not repository.is_dir():
             raise LocalTritonError(f"There is no model repository at {repository}.")
 
@@ -107,7 +104,7 @@ class LocalTriton:
     def start(self) -> None:
         """Start the process in a group of its own, so that a Ctrl-C at the terminal reaches it through `stop` alone."""
         self.process = subprocess.Popen(  # noqa: S603
-            command(self.home, self.repository, self.ports, self._shared_memory),
+            command(self.home, self.repository, self.ports),
             env=environment(self.home),
             stdout=self.log,
             stderr=subprocess.STDOUT if self.log else None,
@@ -140,7 +137,10 @@ class LocalTriton:
             connection.close()
 
     def stop(self) -> int:
-        """End the server, by force when it does not in time, and give its exit status."""
+        """End the server, by force when it does not in time, and give its exit status.
+
+        The processes of its models see for themselves that it is gone and take their shared memory with them.
+        """
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
@@ -149,16 +149,7 @@ class LocalTriton:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._clean()
         return self.process.returncode
-
-    def _clean(self) -> None:
-        """Remove what a server that was killed leaves: its models' processes for a few seconds, their shared memory for good."""
-        assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for file in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108
-            file.unlink(missing_ok=True)
 
     def __enter__(self) -> "LocalTriton":
         self.start()

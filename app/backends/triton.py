@@ -1,10 +1,10 @@
 """A Triton server over gRPC: its dynamic batcher merges calls, this side bounds, splits and checks them."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
 
@@ -34,6 +34,8 @@ CHANNEL_OPTIONS = [
 ]
 LIVENESS_SECONDS = 1.0
 METADATA_SECONDS = 10.0
+
+_ADDRESS = re.compile(r"(?:(?P<scheme>grpcs?)://)?(?P<target>[^/@\s]+:\d+)/?")
 
 T = TypeVar("T")
 
@@ -154,10 +156,10 @@ def parse_url(url: str) -> tuple[str, bool]:
     Raises:
         ValueError: not `host:port`, `grpc://host:port` or `grpcs://host:port`.
     """
-    parts = urlsplit(url if "://" in url else f"grpc://{url}")
-    if parts.scheme not in ("grpc", "grpcs") or not parts.hostname or not parts.port or parts.path.strip("/"):
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
         raise ValueError(f"{url!r} is not the address of a Triton gRPC endpoint; write host:port, as in localhost:8001")
-    return parts.netloc, parts.scheme == "grpcs"
+    return match["target"], match["scheme"] == "grpcs"
 
 
 def check_tensors(entry: Entry, what: str, told: Iterable[Any], said: Iterable[TensorSpec]) -> None:

@@ -62,7 +62,7 @@ choose_python() {
 }
 
 build() {
-    rm -rf "$home/ready" "$home/venv" "$home/backends" "$home/server" "$home/lib"
+    rm -rf "$home/ready" "$home/venv" "$home/backends" "$home/server" "${home:?}/lib"
     "$python" -m venv "$home/venv"
     local pip=("$home/venv/bin/python" -m pip --disable-pip-version-check --quiet install)
     "${pip[@]}" "numpy>=1.26" "onnxruntime>=1.20"
