@@ -131,6 +131,15 @@ async def test_concurrent_calls_get_their_own_answers(backend: Backend, reposito
     assert len({row.tobytes() for row in alone}) == 30
 
 
+@every_engine
+async def test_concurrent_calls_of_several_sizes_are_not_mixed_up(backend: Backend, repository: Repository) -> None:
+    images = make_images(48, seed=2)
+    calls = np.split(images, np.cumsum([1, 3, 2, 5, 1, 1, 4, 2, 1, 7, 3, 2, 1, 4, 2, 5, 1, 2]))
+    answers = await asyncio.gather(*(probabilities(backend, repository.poisoned, call) for call in calls))
+    for call, answer in zip(calls, answers, strict=True):
+        np.testing.assert_allclose(answer, reference(call), atol=1e-5)
+
+
 @every_backend
 @pytest.mark.parametrize(
     "inputs",
