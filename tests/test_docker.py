@@ -1,0 +1,120 @@
+"""The container files, without a Docker engine: linted, held against the Compose schema, and against the code they start."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.local_triton import Ports, command
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+COMPOSE_FILES = ("docker-compose.yml", "deploy/gpu.yml")
+TARGETS = ("gateway", "export", "triton")
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage of the Dockerfile, continuation lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found: dict[str, list[tuple[str, str]]] = {"": []}
+    name = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            name = rest.rpartition(" AS ")[2]
+            found[name] = []
+        found[name].append((instruction, rest.strip()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def values(stage: list[tuple[str, str]], instruction: str) -> list[str]:
+    return [rest for name, rest in stage if name == instruction]
+
+
+def environment(stage: list[tuple[str, str]]) -> dict[str, str]:
+    return dict(pair.split("=", 1) for line in values(stage, "ENV") for pair in shlex.split(line))
+
+
+def test_dockerfile_passes_its_linter() -> None:
+    done = subprocess.run([BIN / "hadolint", "--no-color", ROOT / "Dockerfile"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_files_follow_their_schema(name: str) -> None:
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([BIN / "check-jsonschema", *schema, ROOT / name], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_targets_are_the_documented_ones(stages: dict[str, Any], services: dict[str, Any]) -> None:
+    assert set(stages) - {""} == set(TARGETS)
+    assert {name: service["build"]["target"] for name, service in services.items()} == {name: name for name in TARGETS}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_image_runs_as_root_or_without_a_word_on_health(stages: dict[str, Any], target: str) -> None:
+    users = values(stages[target], "USER")
+    assert users
+    assert users[-1] not in ("0", "root")
+    assert len(values(stages[target], "HEALTHCHECK")) == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_everything_copied_exists_and_is_let_through(stages: dict[str, Any], target: str) -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in values(stages[target], "COPY"):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert Path(source).parts[0] in allowed, source
+
+
+def test_the_images_of_nvidia_are_of_one_release(stages: dict[str, Any]) -> None:
+    """A TensorRT engine loads only in the TensorRT that built it."""
+    tags = {name: values(stages[name], "FROM")[0].split()[0].rpartition(":")[2] for name in ("export", "triton")}
+    assert tags == {"export": "${NVIDIA_RELEASE}-py3", "triton": "${NVIDIA_RELEASE}-py3"}
+
+
+def test_every_vitrine_variable_is_a_setting(
+    stages: dict[str, Any], services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = environment(stages["gateway"]) | services["gateway"]["environment"]
+    ours = {name: value for name, value in variables.items() if name.startswith("VITRINE_")}
+    assert ours.keys() <= {f"VITRINE_{name.upper()}" for name in Settings.model_fields}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(_env_file=None)
+    assert (settings.backend, settings.triton_url, settings.host) == ("triton", "triton:8001", "0.0.0.0")
+
+
+def test_the_health_check_of_the_gateway_is_valid_python_and_asks_readyz(stages: dict[str, Any]) -> None:
+    check = values(stages["gateway"], "HEALTHCHECK")[0]
+    program = yaml.safe_load(check.partition("CMD ")[2])
+    compile(program[-1], "HEALTHCHECK", "exec")
+    assert "/readyz" in program[-1]
+
+
+def test_the_container_starts_triton_as_the_local_one_is_started(stages: dict[str, Any], tmp_path: Path) -> None:
+    ours = set(yaml.safe_load(values(stages["triton"], "CMD")[0]))
+    local = set(command(tmp_path, tmp_path, Ports()))
+    assert {"--model-control-mode=explicit", "--load-model=*", "--exit-on-error=false", "--strict-readiness=false"} <= ours & local
+
+
+def test_the_gateway_waits_for_triton_and_both_read_one_repository(stages: dict[str, Any], services: dict[str, Any]) -> None:
+    assert services["gateway"]["depends_on"]["triton"]["condition"] == "service_healthy"
+    mounted = {name: services[name]["volumes"] for name in ("gateway", "triton")}
+    assert mounted["gateway"] == mounted["triton"] == ["./model_repository:/models:ro"]
+    assert environment(stages["gateway"])["VITRINE_REPOSITORY"] == "/models"
+    assert services["gateway"]["read_only"] is True
