@@ -141,14 +141,18 @@ class Catalog:
         raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(faults)}.")
 
     def _default(self, task: str, candidates: list[str]) -> str:
+        """The model when none is named. A default that is there but broken is not replaced by another."""
         default = self._defaults.get(task)
-        if default in candidates:
+        if default in self.models:
             return default
         if len(candidates) == 1:
             return candidates[0]
-        if not candidates:
-            raise ModelNotFoundError(f"There is no model for {task} in the repository; export one with `python -m export`.")
-        raise ModelNotChosenError(f"Name a model; these answer {task}: {_list(candidates)}.", field="model")
+        if candidates:
+            raise ModelNotChosenError(f"Name a model; these answer {task}: {_list(candidates)}.", field="model")
+        problems = [f"{model.name}: {problem}" for model in self.models.values() for problem in model.problems]
+        if problems:
+            raise ModelUnavailableError(f"No model for {task} can serve: {'; '.join(problems)}.")
+        raise ModelNotFoundError(f"There is no model for {task} in the repository; export one with `python -m export`.")
 
     async def _load(self, model: Model, version: ModelVersion) -> None:
         async with version.lock:

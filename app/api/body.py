@@ -102,6 +102,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
+        self.ended = False
         self._name = b""
 
     def begin(self) -> None:
@@ -120,6 +121,9 @@ class _Parts:
     def data(self, data: bytes, start: int, end: int) -> None:
         self.parts[-1][1].extend(memoryview(data)[start:end])
 
+    def end(self) -> None:
+        self.ended = True
+
 
 def _parse_multipart(body: bytes, options: Mapping[bytes, bytes]) -> Parsed:
     if not (boundary := options.get(b"boundary")):
@@ -134,12 +138,15 @@ def _parse_multipart(body: bytes, options: Mapping[bytes, bytes]) -> Parsed:
                 "on_header_value": collected.header_value,
                 "on_header_end": collected.header_end,
                 "on_part_data": collected.data,
+                "on_end": collected.end,
             },
         )
         parser.write(body)
         parser.finalize()
     except MultipartParseError as error:
         raise MalformedRequestError(f"The multipart body cannot be read: {error}.") from error
+    if not collected.ended:
+        raise MalformedRequestError("The multipart body ends before its closing boundary.")
     parsed = Parsed()
     for headers, data in collected.parts:
         _, disposition = parse_options_header(headers.get(b"content-disposition", b""))

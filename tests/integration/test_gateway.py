@@ -115,10 +115,11 @@ def test_a_client_that_hangs_up_harms_nobody(gateway) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_with_requests_in_flight(gateway, stop: signal.Signals) -> None:
     url, process = gateway
-    httpx2.post(f"{url}/v1/classify?model=slow", content=RED)
-    with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(httpx2.post, f"{url}/v1/classify?model=slow", content=RED, timeout=20) for _ in range(4)]
-        time.sleep(0.1)
+    with httpx2.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(4) as pool:
+        client.post("/v1/classify?model=slow", content=RED)
+        answers = [pool.submit(client.post, "/v1/classify?model=slow", content=RED) for _ in range(4)]
+        while "vitrine_requests_in_flight 4.0" not in client.get("/metrics").text:
+            assert not all(answer.done() for answer in answers), "the model is too quick for this test"
         process.send_signal(stop)
         assert [answer.result().status_code for answer in answers] == [200] * 4
     output, _ = process.communicate(timeout=20)
