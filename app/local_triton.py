@@ -51,16 +51,18 @@ def find(home: Path = HOME) -> Path:
     return home.resolve()
 
 
-def command(home: Path, repository: Path, ports: Ports) -> list[str]:
+def command(home: Path, repository: Path, ports: Ports, shared_memory: str) -> list[str]:
     """The command line that serves `repository` on this machine alone.
 
     Models load on request and all of them at the start; one that cannot load keeps nothing else from being served.
+    Their processes talk with the server through files in /dev/shm whose names begin with `shared_memory`.
     """
     return [
         str(home / "server/bin/tritonserver"),
         f"--model-repository={repository.resolve()}",
         f"--backend-directory={home / 'backends'}",
         f"--cache-directory={home / 'server/caches'}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         "--model-control-mode=explicit",
         "--load-model=*",
         "--exit-on-error=false",
@@ -93,6 +95,7 @@ class LocalTriton:
         self.repository = repository
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
+        self._shared_memory = f"vitrine_{os.getpid()}_{ports.grpc}_"
         if not repository.is_dir():
             raise LocalTritonError(f"There is no model repository at {repository}.")
 
@@ -104,7 +107,7 @@ class LocalTriton:
     def start(self) -> None:
         """Start the process in a group of its own, so that a Ctrl-C at the terminal reaches it through `stop` alone."""
         self.process = subprocess.Popen(  # noqa: S603
-            command(self.home, self.repository, self.ports),
+            command(self.home, self.repository, self.ports, self._shared_memory),
             env=environment(self.home),
             stdout=self.log,
             stderr=subprocess.STDOUT if self.log else None,
@@ -139,7 +142,8 @@ class LocalTriton:
     def stop(self) -> int:
         """End the server, by force when it does not in time, and give its exit status.
 
-        The processes of its models see for themselves that it is gone and take their shared memory with them.
+        The processes of its models see for themselves, within seconds, that a killed server is gone; not all of them then
+        remove the memory they shared with it.
         """
         assert self.process is not None
         if self.process.poll() is None:
@@ -149,6 +153,8 @@ class LocalTriton:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for file in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108
+            file.unlink(missing_ok=True)
         return self.process.returncode
 
     def __enter__(self) -> "LocalTriton":

@@ -22,7 +22,7 @@ def test_a_built_one_is_found_by_its_absolute_path(tmp_path: Path, monkeypatch: 
 
 
 def test_the_command_serves_this_machine_alone(tmp_path: Path) -> None:
-    line = command(tmp_path, tmp_path / "models", Ports(1, 2, 3))
+    line = command(tmp_path, tmp_path / "models", Ports(1, 2, 3), "prefix")
     assert line[0] == f"{tmp_path}/server/bin/tritonserver"
     assert f"--model-repository={tmp_path}/models" in line
     for front, port in (("http", 1), ("grpc", 2), ("metrics", 3)):

@@ -100,6 +100,7 @@ async def test_a_killed_server_is_unavailable_and_a_restarted_one_is_found_again
         with pytest.raises(BackendUnavailableError):
             await pending
         fragile.stop()
+        assert not list(Path("/dev/shm").glob(f"vitrine_{os.getpid()}_{fragile.ports.grpc}_*"))
         started = time.monotonic()
         with pytest.raises(BackendUnavailableError):
             await check(backend, entry)
