@@ -89,18 +89,24 @@ async def statistics(backend: TritonBackend, entry: Entry) -> Any:
     return (await backend._client.get_inference_statistics(entry.name, str(entry.version))).model_stats[0]
 
 
+def shared_memory(server: LocalTriton) -> list[Path]:
+    """The files through which the server talks with the processes of its models."""
+    return list(Path("/dev/shm").glob(f"vitrine_{os.getpid()}_{server.ports.grpc}_*"))
+
+
 async def test_a_killed_server_is_unavailable_and_a_restarted_one_is_found_again(fragile: LocalTriton) -> None:
     entry, slow = (read_entry(fragile.repository / name / "1") for name in ("colours", "slow"))
     assert fragile.process is not None
     async with connected(fragile) as backend:
         await check(backend, entry)
+        assert shared_memory(fragile)
         pending = asyncio.create_task(backend.infer(slow, {"image": IMAGES}, Ticket()))
         await asyncio.sleep(0.02)
         fragile.process.kill()
         with pytest.raises(BackendUnavailableError):
             await pending
         fragile.stop()
-        assert not list(Path("/dev/shm").glob(f"vitrine_{os.getpid()}_{fragile.ports.grpc}_*"))
+        assert not shared_memory(fragile)
         started = time.monotonic()
         with pytest.raises(BackendUnavailableError):
             await check(backend, entry)
