@@ -7,7 +7,8 @@ free for research; it is not part of this repository. `--data` is a NumPy archiv
 `data` (uint8, the JPEG files one after another), `offsets` (int64, N + 1), `label` (N), `is_val` (N, bool), `names` (50).
 
 The network is the ConvNeXt of Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), as timm builds it, small enough
-to train on a laptop: about an hour on two CPU cores with bfloat16 (the first 55 % of the epochs at 48x48, the optimiser is Muon). The run resumes from `--out` when it was interrupted.
+to train on a laptop: about an hour and a half on one CPU core with bfloat16. The first 55 % of the epochs see 48x48 images; the
+optimiser is Muon (Jordan et al., 2024). The run resumes from `--out` when it was interrupted.
 It writes `model.safetensors` (the averaged weights) and `labels.txt`, which `make bundled` exports:
 
     python -m export timm/convnext_atto --checkpoint runs/convnext_50/model.safetensors ...
@@ -15,6 +16,7 @@ It writes `model.safetensors` (the averaged weights) and `labels.txt`, which `ma
 
 import argparse
 import io
+import itertools
 import json
 import math
 import time
@@ -53,10 +55,7 @@ def load_images(path: Path) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     archive = np.load(path)
     data, offsets = archive["data"], archive["offsets"]
     images = np.stack(
-        [
-            np.asarray(Image.open(io.BytesIO(data[start:end].tobytes())).convert("RGB"))
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        [np.asarray(Image.open(io.BytesIO(data[start:end].tobytes())).convert("RGB")) for start, end in itertools.pairwise(offsets)]
     )
     labels = torch.from_numpy(archive["label"].astype(np.int64))
     names = [str(name) for name in archive["names"]]
