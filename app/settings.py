@@ -36,7 +36,11 @@ class Settings(BaseSettings):
     preload: bool = Field(True, description="load the default models before the server is ready")
 
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
-    triton_url: str = Field("127.0.0.1:8001", description="host:port of Triton's gRPC endpoint")
+    triton_url: str = Field(
+        "127.0.0.1:8001",
+        pattern=r"^(grpc://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$",
+        description="host:port of Triton's gRPC endpoint",
+    )
     triton_concurrency: Count = Field(64, description="calls to Triton in flight")
     instances: Count = Field(
         default_factory=available_cpus, description="inferences of one engine that run at a time (onnxruntime)"

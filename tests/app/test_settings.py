@@ -19,7 +19,14 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "70000"), ("BACKEND", "magic"), ("MAX_IMAGES", "0"), ("REQUEST_TIMEOUT", "-1"), ("THREADS", "many")],
+    [
+        ("PORT", "70000"),
+        ("BACKEND", "magic"),
+        ("MAX_IMAGES", "0"),
+        ("REQUEST_TIMEOUT", "-1"),
+        ("THREADS", "many"),
+        ("TRITON_URL", "http://host"),
+    ],
 )
 def test_values_out_of_range(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"VITRINE_{name}", value)
