@@ -27,6 +27,7 @@ PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 PHOTO_FAULTS = frozenset(("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed"))
 ADDRESS = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200
+CHECKOUT_PHOTO = Path("docs/photos/tabby.jpg")
 
 app = typer.Typer(help="Serve vision models and ask them.", add_completion=False, pretty_exceptions_enable=False)
 
@@ -123,11 +124,11 @@ def welcome(settings: "Settings") -> str:
     """What a ready gateway says: where it is, and a line that asks it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    examples = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
-    photo = shlex.quote(f"@{examples[-1]}") if examples else "@photo.jpg"
+    golden = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
+    photo = next((str(path) for path in (CHECKOUT_PHOTO, *golden) if path.is_file()), "photo.jpg")
     return (
         f"Vitrine {__version__} is ready on {url} ({settings.backend}, {settings.repository})\n"
-        f"  ask it:  curl --data-binary {photo} {url}/v1/classify\n"
+        f"  ask it:  curl --data-binary {shlex.quote(f'@{photo}')} {url}/v1/classify\n"
         f"  docs:    {url}/docs"
     )
 

@@ -184,7 +184,8 @@ def test_triton_that_was_not_built(repository: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("host", "shown"), [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("box.example", "http://box.example:80")]
 )
-def test_the_address_shown_is_one_to_open(tmp_path: Path, host: str, shown: str) -> None:
+def test_the_address_shown_is_one_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, shown: str) -> None:
+    monkeypatch.chdir(tmp_path)
     text = welcome(Settings(_env_file=None, host=host, port=80, repository=tmp_path))
     assert f"curl --data-binary @photo.jpg {shown}/v1/classify" in text
 
