@@ -108,7 +108,7 @@ def test_the_health_check_of_the_gateway_is_valid_python_and_asks_readyz(stages:
 
 def test_the_container_starts_triton_as_the_local_one_is_started(stages: dict[str, Any], tmp_path: Path) -> None:
     ours = set(yaml.safe_load(values(stages["triton"], "CMD")[0]))
-    local = set(command(tmp_path, tmp_path, Ports()))
+    local = set(command(tmp_path, tmp_path, Ports(), "any"))
     assert {"--model-control-mode=explicit", "--load-model=*", "--exit-on-error=false", "--strict-readiness=false"} <= ours & local
 
 
