@@ -1,11 +1,13 @@
 """The way of a model, every stage in its order. Read this first."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from export.fuse import fuse
 from export.load import load
+from export.plan import require_tensorrt
 from export.publish import publish
 from export.spec import ExportRequest, Published
 from export.stage import stage
@@ -20,8 +22,11 @@ def export(request: ExportRequest, progress: Progress) -> Published:
     """load -> fuse -> to_onnx -> [to_tensorrt] -> stage -> verify -> publish. `progress` hears each stage's name as it starts.
 
     Raises:
+        MissingToolError: TensorRT is asked for and cannot be had here; said before any work.
         ExportError: with what to do; the repository is as it was.
     """
+    if request.engine == "tensorrt":
+        require_tensorrt()
     progress("load")
     loaded = load(request)
     progress("fuse")
@@ -36,4 +41,5 @@ def export(request: ExportRequest, progress: Progress) -> Published:
             progress("verify")
             verified = verify(staged, fused.reference)
             progress("publish")
-            return publish(verified, request.repository)
+            published = publish(verified, request.repository)
+    return replace(published, rewrites=fused.rewrites, weights=loaded.weights)

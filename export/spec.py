@@ -151,12 +151,14 @@ class Staged:
 
 @dataclass(frozen=True)
 class Published:
-    """The end of the line."""
+    """The end of the line; `rewrites` and `weights` are told again for the closing summary."""
 
     name: str
     version: int
     path: Path
     manifest: Manifest
+    rewrites: tuple[str, ...] = ()
+    weights: WeightsReport | None = None
 
 
 def image_tensor(images: torch.Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -1,0 +1,30 @@
+"""The other side of verification: an image prepared as people do beside torch, by Pillow and torchvision's transforms."""
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Pad, Resize
+
+from app.manifest import Preprocessing
+
+
+def reference_pixels(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode at full size, turn upright, resize and cut: uint8 [height,width,3]."""
+    with Image.open(BytesIO(data)) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    return np.asarray(_transform(*image.size, preprocessing)(image))
+
+
+def _transform(width: int, height: int, preprocessing: Preprocessing) -> Compose:
+    frame = (preprocessing.height, preprocessing.width)
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    if preprocessing.policy == "letterbox":
+        scale = min(preprocessing.width / width, preprocessing.height / height)
+        inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+        padding = [0, 0, frame[1] - inner[1], frame[0] - inner[0]]
+        return Compose([Resize(inner, interpolation), Pad(padding, preprocessing.fill)])
+    size = preprocessing.resize_height
+    stretched = (preprocessing.resize_height, preprocessing.resize_width)
+    return Compose([Resize(size if preprocessing.policy == "shortest_edge" else stretched, interpolation), CenterCrop(frame)])

@@ -1,0 +1,42 @@
+"""A staged engine opened for verification, through the backend that serves it where it is an ONNX file."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.admission import Ticket
+from app.backends.onnxruntime import OnnxRuntimeBackend
+from app.errors import BackendError
+from app.manifest import Entry
+from export.plan import Plan
+from export.spec import ExportError
+
+Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""image uint8 [B,H,W,3] -> probabilities float32 [B,C]."""
+
+
+@contextmanager
+def open_engine(entry: Entry) -> Iterator[Infer]:
+    """Load the engine; what it raises while it is open becomes an ExportError.
+
+    Raises:
+        MissingToolError: a TensorRT plan where there is no TensorRT or no GPU.
+        ExportError: the engine does not load or does not run.
+    """
+    if entry.manifest.engine.kind == "tensorrt":
+        yield Plan(entry.engine_file)
+        return
+    backend = OnnxRuntimeBackend(threads=os.cpu_count() or 1)
+    try:
+        with asyncio.Runner() as loop:
+            loop.run(backend.load(entry))
+            try:
+                yield lambda images: loop.run(backend.infer(entry, {"image": images}, Ticket()))["probabilities"]
+            finally:
+                loop.run(backend.close())
+    except BackendError as error:
+        raise ExportError(f"The engine does not run in onnxruntime here: {error.detail}") from error

@@ -1,0 +1,167 @@
+"""Sixth stage of a model: the served path must give what torch gives, and the comparison must be able to fail."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.decode import DecodeLimits, decode, open_image
+from app.manifest import Check, Entry, GoldenExample, Manifest, ManifestError, Preprocessing, Verification, check_hashes, read_entry
+from app.resize import minimum_size, resize
+from export.agreement import (
+    SCALED,
+    SENSITIVITY,
+    TOLERANCES,
+    Scores,
+    Tolerance,
+    at_least,
+    at_most,
+    compare,
+    compare_pixels,
+    distance,
+)
+from export.files import write_manifest, writing
+from export.golden import GoldenImage, golden_images
+from export.reference import reference_pixels
+from export.runner import Infer, open_engine
+from export.spec import ExportError, Reference, Staged, VerificationError, image_tensor
+
+Frames = NDArray[np.uint8]
+BATCHES = (1, 3, 8)
+
+
+def verify(staged: Staged, reference: Reference) -> Staged:
+    """Hold the staged engine against `reference` on the golden images, at batch 1, 3 and 8 (as far as its maximum batch goes).
+
+    The served side is the gateway's own code: `app.decode`, `app.resize` and the onnxruntime backend. The reference's side is
+    Pillow, torchvision and the network before any rewriting. On success the golden outputs and the finished manifest are written.
+
+    Raises:
+        VerificationError: with the checks that failed.
+        ExportError: the engine does not run here; disk full.
+    """
+    entry = _entry(staged)
+    verifier = _Verifier(entry.manifest, reference, golden_images())
+    with open_engine(entry) as infer:
+        checks = tuple(verifier.run(infer))
+        verification = Verification(
+            reference="torchvision and the network before any rewriting",
+            images=len(verifier.images),
+            batch_sizes=verifier.batches,
+            checks=checks,
+            accuracy={},
+        )
+        if not verification.passed:
+            raise VerificationError(_message(checks), verification)
+        golden = tuple(_write_golden(staged, infer, verifier))
+    allowed = any(not check.required for check in checks) and all(check.passed for check in checks)
+    preprocessing = entry.manifest.preprocessing.model_copy(update={"scaled_decoding": allowed})
+    manifest = entry.manifest.model_copy(update={"verification": verification, "preprocessing": preprocessing, "golden": golden})
+    with writing(staged.path):
+        write_manifest(staged.path, manifest)
+    return Staged(staged.path, manifest)
+
+
+def served_pixels(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, int]:
+    """A frame uint8 [H,W,3] as the gateway makes it, and by how much decoding reduced the image (1: not at all)."""
+    smallest = partial(minimum_size, preprocessing=preprocessing) if scaled else None
+    image, info = decode(open_image(data, DecodeLimits(), smallest))
+    return resize(image, preprocessing, (info.width, info.height)), info.scaled
+
+
+class _Verifier:
+    """The golden images on both sides, and the comparisons between them."""
+
+    def __init__(self, manifest: Manifest, reference: Reference, images: Sequence[GoldenImage]) -> None:
+        if manifest.activation is None:
+            raise ExportError("A classifier's manifest says whether its probabilities come of softmax or sigmoid.")
+        self.activation = manifest.activation
+        self.preprocessing = manifest.preprocessing
+        self.tolerance: Tolerance = TOLERANCES[manifest.precision]
+        self.batches = tuple(sorted({min(batch, manifest.engine.max_batch) for batch in BATCHES}))
+        self.images = images
+        self.frames = np.stack([served_pixels(image.data, self.preprocessing)[0] for image in images])
+        self.expected = np.stack([reference_pixels(image.data, self.preprocessing) for image in images])
+        self.on_frames = self._ask(reference, self.frames)
+        self.on_expected = self._ask(reference, self.expected)
+
+    def run(self, infer: Infer) -> Iterator[Check]:
+        """Every check, in the order of the path."""
+        yield from compare_pixels(self.frames, self.expected)
+        limits = self.tolerance.engine
+        by_batch = {batch: self._infer(infer, batch) for batch in self.batches}
+        for batch, served in by_batch.items():
+            yield from compare(f"engine, batch {batch}", served, self.on_frames, limits)
+        alone = by_batch[1]
+        for batch in self.batches[1:]:
+            apart = distance(by_batch[batch], alone, self.on_frames.scale).max()
+            yield at_most(f"alone and in a batch of {batch}: logits", apart, limits.logits, "of their deviation")
+        yield from compare("served path", alone, self.on_expected, self.tolerance.path)
+        yield from self._sight(infer, alone)
+        yield from self._scaled_decoding(infer)
+
+    def _sight(self, infer: Infer, alone: Scores) -> Iterator[Check]:
+        """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
+        needed = SENSITIVITY * self.tolerance.engine.logits
+        black = self._scores(infer(np.zeros_like(self.frames[:1])))
+        swapped = self._scores(_in_ones(infer, np.ascontiguousarray(self.frames[..., ::-1])))
+        others = alone.rows(np.roll(np.arange(len(self.frames)), 1))
+        for what, scores in (("a black image", black), ("swapped channels", swapped), ("another image", others)):
+            moved = np.median(distance(alone, scores, self.on_frames.scale))
+            yield at_least(f"sees {what}: logits", moved, needed, "of their deviation")
+
+    def _scaled_decoding(self, infer: Infer) -> Iterator[Check]:
+        """The JPEGs that are large enough for it; no check when none is, and then it stays off."""
+        decoded = [served_pixels(image.data, self.preprocessing, scaled=True) for image in self.images]
+        rows = np.array([row for row, (_, scaled) in enumerate(decoded) if scaled > 1], dtype=int)
+        if not len(rows):
+            return
+        served = self._scores(_in_ones(infer, np.stack([decoded[row][0] for row in rows])))
+        checks = compare("scaled decoding", served, self.on_expected.rows(rows), SCALED)
+        yield from (check.model_copy(update={"required": False}) for check in checks)
+
+    def _ask(self, reference: Reference, frames: Frames) -> Scores:
+        with torch.inference_mode():
+            logits = reference(image_tensor(torch.from_numpy(frames), self.preprocessing))
+        return Scores.of_logits(logits.numpy(), self.activation)
+
+    def _infer(self, infer: Infer, batch: int) -> Scores:
+        """All images in full batches; the last one is filled up from the first image on."""
+        count = len(self.frames)
+        rows = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
+        return self._scores(np.concatenate([infer(self.frames[part]) for part in rows])[:count])
+
+    def _scores(self, probabilities: NDArray[np.float32]) -> Scores:
+        return Scores.of_probabilities(probabilities, self.activation)
+
+
+def _in_ones(infer: Infer, frames: Frames) -> NDArray[np.float32]:
+    return np.concatenate([infer(frame[None]) for frame in frames])
+
+
+def _entry(staged: Staged) -> Entry:
+    try:
+        entry = read_entry(staged.path)
+        check_hashes(entry)
+    except ManifestError as error:
+        raise ExportError(f"The staged version is not whole: {error}") from error
+    return entry
+
+
+def _write_golden(staged: Staged, infer: Infer, verifier: _Verifier) -> Iterator[GoldenExample]:
+    """The raw outputs of the images that travel; `app/golden.py` asks for them again wherever the engine is served."""
+    tolerance = verifier.tolerance.golden
+    for image, frame in zip(verifier.images, verifier.frames, strict=True):
+        if image.travels:
+            outputs = f"golden/{image.name.partition('.')[0]}.npz"
+            with writing(staged.path):
+                np.savez(staged.path / outputs, probabilities=infer(frame[None]))
+            yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance)
+
+
+def _message(checks: tuple[Check, ...]) -> str:
+    failed = [check for check in checks if check.required and not check.passed]
+    lines = [f"  {check.name}: {check.value:.4g} {check.unit}, the limit is {check.limit:.4g}" for check in failed]
+    return "\n".join(("The engine does not do what its reference does; nothing was published. Failed checks:", *lines))
