@@ -1,0 +1,74 @@
+"""Second stage of an export: the network becomes the graph of the engine contract, pixels in, answers out."""
+
+import copy
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from app.manifest import Preprocessing
+from export.compose import compose_classifier
+from export.onnx_network import OnnxNetwork
+from export.rewrites import rewrite
+from export.spec import Activation, ExportError, Fused, Loaded, Reference
+
+
+class Classifier(nn.Module):
+    """image uint8 [B,H,W,3] -> probabilities float32 [B,C].
+
+    The pixels become floats before anything else, because TensorRT takes uint8 nowhere but into a cast.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, activation: Activation) -> None:
+        super().__init__()
+        self.network = network
+        self.activation = activation
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+        )
+        self.gain = nn.Buffer((preprocessing.scale / std).float())
+        self.offset = nn.Buffer((-mean / std).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = image.float().permute(0, 3, 1, 2)
+        logits: Tensor = self.network(pixels * self.gain + self.offset)
+        return logits.float().softmax(-1) if self.activation == "softmax" else logits.float().sigmoid()
+
+
+def fuse(loaded: Loaded) -> Fused:
+    """Put normalisation before and the activation behind the network, and replace what exports badly by exact equivalents.
+
+    The loaded network itself stays as it is and is the reference; the graph shares its weights.
+
+    Raises:
+        ExportError: a user's ONNX model cannot be joined to its pre- and postprocessing.
+    """
+    if isinstance(loaded.network, nn.Module):
+        return _fuse_torch(loaded, loaded.network)
+    if loaded.onnx is None:
+        raise ExportError("Nothing says what the ONNX model's input and output are.")
+    graph, rewrites = compose_classifier(loaded.network, loaded.onnx, loaded.preprocessing, loaded.activation)
+    reference = OnnxNetwork(loaded.network, loaded.onnx).logits
+    return Fused(graph, reference, parameters=_count_initialisers(loaded.network), rewrites=rewrites)
+
+
+def _fuse_torch(loaded: Loaded, network: nn.Module) -> Fused:
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    rewritten, rewrites = rewrite(copy.deepcopy(network, shared))
+    graph = Classifier(rewritten, loaded.preprocessing, loaded.activation).eval()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Fused(graph, _reference(network), parameters, rewrites)
+
+
+def _reference(network: nn.Module) -> Reference:
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = network(images)
+        return logits.float()
+
+    return run
+
+
+def _count_initialisers(model: onnx.ModelProto) -> int:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    return sum(torch.Size(tensor.dims).numel() for tensor in model.graph.initializer if tensor.data_type in floats)

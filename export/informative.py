@@ -1,0 +1,126 @@
+"""Random weights that make verification see: every parameter counts, and different images get different answers.
+
+At their libraries' default initialisation many networks hardly look at the image: residual branches are scaled by 1e-5, and a
+black image moves the probabilities by less than a rounding error. An engine that dropped a block would then pass for right.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from app.manifest import Preprocessing
+from export.spec import ExportError, image_tensor
+
+_LOGIT_STD = 3.0
+_CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
+
+
+def sample_images(preprocessing: Preprocessing, count: int, seed: int) -> Tensor:
+    """Synthetic pictures uint8 [count,H,W,3]: coloured gradients of random layout, contrast and grain."""
+    random = torch.Generator().manual_seed(seed)
+    shape = (count, 3, preprocessing.height, preprocessing.width)
+    coarse = torch.rand((count, 3, 4, 4), generator=random)
+    smooth = nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=True)
+    tint = torch.rand((count, 3, 1, 1), generator=random)
+    grain = torch.randn(shape, generator=random) * 0.2 * torch.rand((count, 1, 1, 1), generator=random)
+    pictures = (0.6 * smooth + 0.4 * tint + grain).clamp(0, 1) * 255
+    return pictures.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@torch.no_grad()
+def make_informative(network: nn.Module, images: Tensor, seed: int) -> None:
+    """Redraw every parameter and BatchNorm statistic of `network` in place; it ends in eval mode.
+
+    Args:
+        images: normalised float32 [B,3,H,W], B >= 2, all different.
+
+    Raises:
+        ExportError: activations do not stay finite, or the logits do not depend on the image.
+    """
+    random = torch.Generator().manual_seed(seed)
+    owners = {id(p): module for module in network.modules() for p in module.parameters(recurse=False)}
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            parameter.copy_(_redraw(name, parameter, owners[id(parameter)], random))
+    network.eval()
+    _settle_batch_norms(network, images, random)
+    _spread_logits(network, images)
+    network.train().eval()  # modules that cache tables made of parameters drop them
+
+
+def informative_weights(network: nn.Module, preprocessing: Preprocessing, seed: int) -> None:
+    """`make_informative` on synthetic pictures of the network's own size."""
+    make_informative(network, image_tensor(sample_images(preprocessing, 8, seed), preprocessing), seed)
+
+
+def _redraw(name: str, value: Tensor, owner: nn.Module, random: torch.Generator) -> Tensor:
+    """New values by what the parameter does, which its initial values tell: scales near 1, biases near 0, weights by fan-in."""
+    noise = torch.randn(value.shape, generator=random, dtype=value.dtype)
+    kind = name.rpartition(".")[2]
+    constant = bool((value == value.flatten()[0]).all())
+    if (kind == "weight" and "Norm" in type(owner).__name__) or (constant and value.flatten()[0] != 0):
+        return 1 + 0.1 * noise
+    if kind.endswith("weight") and value.ndim >= 2 and not isinstance(owner, nn.Embedding):
+        return noise / math.sqrt(math.prod(value.shape[1:]))
+    if value.ndim == 1:
+        return 0.1 * noise if constant else value + 0.1 * noise
+    return 0.3 * noise
+
+
+def _settle_batch_norms(network: nn.Module, images: Tensor, random: torch.Generator) -> None:
+    """Take each BatchNorm's statistics from the images, so that activations stay in range, then disturb them."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    if norms:
+        network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is not None and variance is not None:
+            mean += 0.1 * variance.sqrt() * torch.randn(mean.shape, generator=random)
+            variance *= torch.exp(0.2 * torch.randn(variance.shape, generator=random))
+
+
+def _spread_logits(network: nn.Module, images: Tensor) -> None:
+    """Scale and centre the head until each class's logit varies over the images by `_LOGIT_STD` around 0."""
+    heads = _heads(network, images)
+    logits = network(images)
+    spread = logits.std(dim=0).mean()
+    if not torch.isfinite(logits).all() or spread < 1e-6:
+        raise ExportError("With random weights the network's logits are not finite or do not depend on the image.")
+    for head in heads:
+        head.weight *= _LOGIT_STD / spread
+        if head.bias is not None:
+            head.bias *= _LOGIT_STD / spread
+    for _ in range(1 if len(heads) == 1 else _CENTRING_ROUNDS):
+        centre = network(images).mean(dim=0)
+        for head in heads:
+            if head.bias is not None:
+                head.bias -= centre / len(heads)
+
+
+def _heads(network: nn.Module, images: Tensor) -> list[nn.Linear | nn.Conv2d]:
+    """The layers that give the logits: the last ones to run, all as wide as there are classes."""
+    ran: list[nn.Linear | nn.Conv2d] = []
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            ran.append(module)
+
+    hooks = [module.register_forward_hook(record) for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    classes = network(images[:1]).shape[1]
+    for hook in hooks:
+        hook.remove()
+    heads: list[nn.Linear | nn.Conv2d] = []
+    for layer in reversed(ran):
+        if layer.weight.shape[0] != classes:
+            break
+        if layer not in heads:
+            heads.append(layer)
+    return heads

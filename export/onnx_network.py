@@ -1,0 +1,98 @@
+"""A user's own ONNX classifier as a network: normalised RGB images in, logits out, whatever its layout and colour order."""
+
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.spec import ExportError, OnnxInterface
+
+_FLOATS: dict[int, type[np.float32] | type[np.float16]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+
+
+class OnnxNetwork:
+    """`model` with the one input and output that `interface` means.
+
+    Raises:
+        ExportError: several inputs or outputs and none named; the input is no image of floats.
+    """
+
+    def __init__(self, model: onnx.ModelProto, interface: OnnxInterface) -> None:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        self.model = model
+        self.interface = interface
+        self.input = _choose(inputs, interface.input_name, "input")
+        self.output = _choose(list(model.graph.output), interface.output_name, "output")
+        self.dtype = self.input.type.tensor_type.elem_type
+        self._check_input()
+
+    @property
+    def sizes(self) -> list[int | None]:
+        """The input's axes; None where they are free."""
+        dims = self.input.type.tensor_type.shape.dim
+        return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width where the model fixes them."""
+        height, width = self.sizes[2:4] if self.interface.layout == "NCHW" else self.sizes[1:3]
+        return (height, width) if height and width else None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        return self.sizes[0]
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised RGB float32 [B,3,H,W] -> the model's own output as float32.
+
+        Raises:
+            ExportError: onnxruntime cannot run the model.
+        """
+        if self.interface.colour == "BGR":
+            images = images[:, ::-1]
+        if self.interface.layout == "NHWC":
+            images = images.transpose(0, 2, 3, 1)
+        inputs = np.ascontiguousarray(images, dtype=_FLOATS[self.dtype])
+        step = self.fixed_batch or len(inputs)
+        try:
+            parts = [self._run(inputs[start : start + step]) for start in range(0, len(inputs), step)]
+        except Exception as error:
+            raise ExportError(f"onnxruntime cannot run the model: {error}") from error
+        return np.concatenate(parts).astype(np.float32)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised RGB float32 [B,3,H,W] -> logits float32 [B,C]; the logarithm where the model gives probabilities."""
+        output = torch.from_numpy(self.run(images.numpy()))
+        return output if self.interface.output == "logits" else output.clamp_min(1e-30).log()
+
+    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        return cast("NDArray[Any]", self._session.run([self.output.name], {self.input.name: inputs})[0])
+
+    @cached_property
+    def _session(self) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        return onnxruntime.InferenceSession(self.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def _check_input(self) -> None:
+        sizes = self.sizes
+        channels = sizes[1 if self.interface.layout == "NCHW" else -1] if len(sizes) == 4 else 0
+        if channels not in (3, None):
+            raise ExportError(f"The model's input {self.input.name} is {sizes}, not {self.interface.layout} with 3 channels.")
+        if self.dtype not in _FLOATS:
+            raise ExportError(f"The model's input {self.input.name} is not a float tensor, so it is no normalised image.")
+
+
+def _choose(values: list[onnx.ValueInfoProto], name: str | None, kind: str) -> onnx.ValueInfoProto:
+    named = [value for value in values if name in (None, value.name)]
+    if len(named) == 1:
+        return named[0]
+    names = ", ".join(value.name for value in values)
+    problem = f"has several {kind}s; name one of them" if name is None else f"has no {kind} {name!r}; there are"
+    raise ExportError(f"The model {problem} (--{kind}-name): {names}.")

@@ -1,0 +1,192 @@
+"""`transformers/PATH_OR_ID`: an image classifier of transformers, from a local directory or the hub."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from app.manifest import Preprocessing
+from export.dry_run import count_classes
+from export.informative import informative_weights
+from export.labels import choose_labels
+from export.preprocessing import finish, from_overrides
+from export.provenance import describe_source
+from export.spec import ExportError, ExportRequest, Loaded, MissingToolError, PreprocessingOverrides
+from export.weights import load_weights, read_checkpoint
+
+_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class Logits(nn.Module):
+    """A transformers classifier as a plain network: pixels [B,3,H,W] -> logits [B,C].
+
+    `flip` turns RGB into BGR for the processors that do so (MobileViT).
+    """
+
+    def __init__(self, classifier: nn.Module, flip: bool) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.flip = flip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast("Tensor", self.classifier(pixel_values=pixels.flip(1) if self.flip else pixels).logits)
+
+
+def load(request: ExportRequest, identifier: str) -> Loaded:
+    """Build the classifier of `identifier`, a directory with `config.json` or a hub id.
+
+    Raises:
+        ExportError: no image classifier; a processor that the manifest cannot express; weights that do not fit.
+        MissingToolError: transformers is not installed.
+    """
+    try:
+        import transformers  # noqa: PLC0415  costs seconds, and the other sources do not need it
+    except ImportError as error:
+        raise MissingToolError("transformers is not installed; pip install 'vitrine[export]'.") from error
+    config = _config(transformers, request, identifier)
+    preprocessing, flip = _preprocessing(transformers, identifier, request.preprocessing)
+    classifier = _classifier(transformers, request, identifier, config)
+    network = Logits(classifier, flip)
+    report = None
+    if request.weights == "random":
+        informative_weights(network, preprocessing, request.seed)
+    elif request.weights == "checkpoint" and request.checkpoint is not None:
+        report = load_weights(classifier, read_checkpoint(request.checkpoint, classifier))
+    num_classes = count_classes(network, preprocessing)
+    return Loaded(
+        network=network.requires_grad_(False),
+        preprocessing=preprocessing,
+        num_classes=num_classes,
+        labels=choose_labels(request.labels, _labels(config), num_classes),
+        activation=request.activation,
+        source=describe_source(
+            request,
+            "transformers",
+            config.model_type,
+            arguments=request.model_args,
+            checkpoint=Path(identifier).name if request.weights == "pretrained" else None,
+            report=report,
+        ),
+        weights=report,
+    )
+
+
+def _config(transformers: Any, request: ExportRequest, identifier: str) -> Any:
+    known = dict(request.model_args)
+    if request.num_classes is not None:
+        known["num_labels"] = request.num_classes
+    try:
+        config, unused = transformers.AutoConfig.from_pretrained(identifier, return_unused_kwargs=True, **known)
+    except Exception as error:
+        raise ExportError(
+            f"{identifier!r} is neither a directory with a config.json nor a model that the hub gives (no network?): {error}"
+        ) from error
+    if unused:
+        raise ExportError(f"The configuration of {config.model_type} has no {', '.join(unused)}.")
+    return config
+
+
+def _classifier(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> nn.Module:
+    auto = transformers.AutoModelForImageClassification
+    try:
+        if request.weights != "pretrained":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(request.seed)
+                return cast("nn.Module", auto.from_config(config).eval())
+        network, info = auto.from_pretrained(
+            identifier, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:
+        raise ExportError(f"transformers cannot build an image classifier of {identifier}: {error}") from error
+    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    if problems:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
+        raise ExportError(f"The weights of {identifier} do not fit its network; {listed}.")
+    return cast("nn.Module", network.eval())
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    """`id2label` in order, unless it is the placeholder LABEL_0, LABEL_1, ..."""
+    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    return () if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
+
+
+def _preprocessing(transformers: Any, identifier: str, overrides: PreprocessingOverrides) -> tuple[Preprocessing, bool]:
+    """What the model's image processor does, and whether it flips RGB to BGR; all from the user when it has none."""
+    directory = Path(identifier)
+    if directory.is_dir() and not any((directory / file).exists() for file in _PROCESSOR_FILES):
+        return from_overrides(overrides), False
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(identifier)
+    except Exception as error:
+        raise ExportError(f"The image processor of {identifier} cannot be read: {error}") from error
+    return from_processor(processor, overrides), bool(getattr(processor, "do_flip_channel_order", False))
+
+
+def from_processor(processor: Any, overrides: PreprocessingOverrides) -> Preprocessing:
+    """Read an image processor's attributes: size, crop, rescaling and normalisation, each as its own class applies it.
+
+    Raises:
+        ExportError: the processor does what the manifest cannot express.
+    """
+    for extra in ("do_pad", "rescale_offset", "include_top"):  # EfficientNet's include_top normalises a second time
+        if getattr(processor, extra, False):
+            raise ExportError(f"{type(processor).__name__} has {extra}, which is not served.")
+    normalised, rescaled = processor.do_normalize, processor.do_rescale
+    return finish(
+        overrides,
+        mean=_each(processor.image_mean) if normalised else (0.0,),
+        std=_each(processor.image_std) if normalised else (1.0,),
+        scale=float(processor.rescale_factor) if rescaled else 1.0,
+        interpolation="bilinear" if processor.resample is None else _INTERPOLATIONS[int(processor.resample)],
+        **_geometry(processor, overrides),
+    )
+
+
+def _each(values: float | Sequence[float]) -> tuple[float, ...]:
+    return (values,) if isinstance(values, float | int) else tuple(values)
+
+
+def _geometry(processor: Any, overrides: PreprocessingOverrides) -> dict[str, Any]:
+    """Resize policy, resized size and crop, before `--resize`."""
+    if overrides.resize is not None and overrides.input_size is not None:
+        return {"height": 0, "width": 0}
+    name = type(processor).__name__
+    size, crop = _size(processor.size), _size(processor.crop_size) if getattr(processor, "do_center_crop", False) else {}
+    if not processor.do_resize:
+        raise ExportError(f"{name} does not resize; give --resize and --input-size.")
+    if "height" in size and "width" in size:
+        size = {"height": size["height"], "width": size["width"]}
+        if not crop and overrides.input_size is not None:
+            size = dict(zip(("height", "width"), overrides.input_size, strict=True))
+        return {"policy": "stretch", "resize": (size["height"], size["width"]), **(crop or size)}
+    if "shortest_edge" in size:
+        return _shortest_edge(processor, size["shortest_edge"], crop)
+    raise ExportError(f"{name} resizes by {size}, which is not served; give --resize and --input-size.")
+
+
+def _size(size: Any) -> dict[str, int]:
+    keys = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+    found = {key: size.get(key) if isinstance(size, Mapping) else getattr(size, key, None) for key in keys}
+    return {key: int(value) for key, value in found.items() if value is not None}
+
+
+def _shortest_edge(processor: Any, edge: int, crop: dict[str, int]) -> dict[str, Any]:
+    """The shorter side becomes `edge`, or what some classes make of it: theirs is the size after a crop."""
+    name = type(processor).__name__
+    if name.startswith("ConvNext"):
+        if edge >= 384:
+            return {"policy": "stretch", "resize": (edge, edge), "height": edge, "width": edge}
+        crop, edge = {"height": edge, "width": edge}, int(edge / processor.crop_pct)
+    elif name.startswith("Levit"):
+        edge = int(256 / 224 * edge)
+    elif name.startswith("PoolFormer") and processor.crop_pct is not None:
+        edge = int(edge / processor.crop_pct)
+    elif getattr(processor, "crop_pct", None) is not None:
+        raise ExportError(f"{name} resizes in its own way; give --resize and --input-size.")
+    if not crop:
+        raise ExportError(f"{name} keeps the aspect ratio and does not crop; give --resize and --input-size.")
+    return {"policy": "shortest_edge", "resize": (edge, edge), **crop}

@@ -1,0 +1,142 @@
+"""Third stage of an export: the fused graph becomes an ONNX file that onnxruntime, Triton and TensorRT read."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from torch import nn
+
+from app.manifest import Precision, Preprocessing
+from export.compose import MAX_IR, MAX_OPSET
+from export.macs import count_macs
+from export.operators import check_tensorrt
+from export.precision import HALVES, to_half
+from export.spec import Engine, ExportError, Fused, Loaded
+
+_PROTOBUF_LIMIT = 2**31 - 2**24  # bytes; some room for the graph itself
+_DATA_SUFFIX = ".data"
+_FOLD_LIMIT = 2**26  # bytes of a constant that is computed ahead, such as a table of position biases
+
+
+def to_onnx(fused: Fused, loaded: Loaded, path: Path, precision: Precision) -> Engine:
+    """Write `path` (and `path`.data when the weights do not fit into one protobuf): image -> probabilities, any batch.
+
+    Raises:
+        ExportError: the network cannot be exported with a free batch axis; int8.
+    """
+    if precision not in ("fp32", *HALVES):
+        raise ExportError(f"Precision {precision} is not exported; choose fp32, fp16 or bf16.")
+    if isinstance(fused.graph, nn.Module):
+        model = _export(fused.graph, loaded.preprocessing)
+    else:
+        model = ir.serde.deserialize_model(fused.graph)
+        common.ShapeInferencePass(strict_mode=False)(model)
+    _tidy(model)
+    if precision in HALVES:
+        to_half(model, HALVES[precision])
+    external_data = _save(model, path)
+    graph = onnx.load(path, load_external_data=False)
+    return Engine(
+        path=path,
+        kind="onnx",
+        precision=precision,
+        opset=model.opset_imports[""],
+        ir_version=model.ir_version,
+        parameters=fused.parameters,
+        macs=count_macs(graph),
+        tensorrt=check_tensorrt(graph),
+        external_data=external_data,
+    )
+
+
+def _export(graph: nn.Module, preprocessing: Preprocessing) -> ir.Model:
+    example = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                input_names=["image"],
+                output_names=["probabilities"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                opset_version=MAX_OPSET,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ExportError(f"torch cannot export the network with a free batch axis: {type(cause).__name__}: {cause}") from error
+    if program is None:
+        raise ExportError("torch gave no ONNX program.")
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns and logs about its own internals; what is wrong with the network, it raises."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Compute ahead what no image changes, and drop what does nothing: paddings by 0, doubled and unused nodes.
+
+    The exporter's notes go too; they hold paths of this machine.
+    """
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Pad" else None
+        if source is not None and _pads_nothing(node) and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+    _take_shape_of_floats(model)
+    fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "classifier"
+    model.ir_version = min(model.ir_version, MAX_IR)
+
+
+def _take_shape_of_floats(model: ir.Model) -> None:
+    """Let the batch size be read off the cast pixels: TensorRT takes uint8 nowhere but into a cast."""
+    image = model.graph.inputs[0]
+    readers = image.consumers()
+    cast = next((node for node in readers if node.op_type == "Cast"), None)
+    for node in readers:
+        if node.op_type == "Shape" and cast is not None:
+            node.replace_input_with(0, cast.outputs[0])
+    common.TopologicalSortPass()(model)
+
+
+def _pads_nothing(node: ir.Node) -> bool:
+    amounts = node.inputs[1].const_value if node.inputs[1] is not None else None
+    return amounts is not None and not amounts.numpy().any()
+
+
+def _save(model: ir.Model, path: Path, limit: int = _PROTOBUF_LIMIT) -> tuple[Path, ...]:
+    """Write the model and check it; its weights lie in a file of their own only where one protobuf cannot hold them."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    data = path.with_name(path.name + _DATA_SUFFIX) if size > limit else None
+    ir.save(model, path, external_data=data.name if data else None)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {error}") from error
+    return (data,) if data else ()

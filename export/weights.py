@@ -1,0 +1,184 @@
+"""Checkpoint files: reading them without running code, and fitting them to a network without losing a key."""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from export.spec import ExportError, WeightsReport
+
+_WRAPPERS = (  # averaged weights first: they are the ones that published figures are of
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+)
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_BOOKKEEPING = ("n_averaged",)  # torch.optim.swa_utils.AveragedModel counts its updates in the state_dict
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file, and what lay around them. `dropped` are keys that are no weights of any network."""
+
+    file: Path
+    sha256: str
+    wrapper: str | None
+    prefix: str | None
+    tensors: dict[str, Tensor]
+    dropped: tuple[str, ...] = ()
+
+    def report(self) -> WeightsReport:
+        return WeightsReport(self.file.name, self.sha256, self.wrapper, self.prefix, missing=(), unexpected=self.dropped)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why tensors are not those of a network. `mismatched`: key -> (shape in the checkpoint, shape in the network)."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def head(self) -> tuple[int, int] | None:
+        """The classes (in the checkpoint, in the network) when nothing but the first axis of a head's tensors differs."""
+        rows = {(theirs[:1], ours[:1]) for theirs, ours in self.mismatched.values()}
+        same_columns = all(theirs[1:] == ours[1:] for theirs, ours in self.mismatched.values())
+        if self.missing or self.unexpected or len(rows) != 1 or not same_columns:
+            return None
+        ((theirs,), (ours,)) = rows.pop()
+        return theirs, ours
+
+    def describe(self) -> str:
+        parts = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in self._kinds().items() if keys]
+        return "; ".join(parts)
+
+    def _kinds(self) -> dict[str, list[str]]:
+        shapes = [f"{key} {list(theirs)} instead of {list(ours)}" for key, (theirs, ours) in self.mismatched.items()]
+        return {"missing": list(self.missing), "unexpected": list(self.unexpected), "of another shape": shapes}
+
+
+def read_checkpoint(file: Path, network: nn.Module) -> Checkpoint:
+    """Read .safetensors, or a torch file with `weights_only=True`, and take wrappers and prefixes off.
+
+    A prefix is taken off when every key has it and no key of `network` has.
+
+    Raises:
+        ExportError: the file is missing, damaged, holds code, or holds no tensors.
+    """
+    try:
+        with file.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ExportError(f"The checkpoint {file} cannot be read: {error.strerror}.") from error
+    wrapper, content = _unwrap(_read(file))
+    dropped = tuple(key for key in _BOOKKEEPING if key in content)
+    content = {key: value for key, value in content.items() if key not in dropped}
+    foreign = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if foreign or not content:
+        found = f"it also holds {', '.join(foreign[:8])}" if foreign else "it is empty"
+        raise ExportError(f"{file.name} does not hold a state_dict: {found}. Save `network.state_dict()`.")
+    prefix, tensors = _strip(content, network.state_dict())
+    return Checkpoint(file, sha256, wrapper, prefix, tensors, dropped)
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except Exception as error:
+            raise ExportError(f"{file.name} is not a readable safetensors file: {error}.") from error
+    if file.suffix not in _PICKLES:
+        raise ExportError(f"{file.name} is not a checkpoint that is read here; give {', '.join(_PICKLES)} or .safetensors.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their plain options beside the weights
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ExportError(_refusal(file)) from error
+
+
+def _refusal(file: Path) -> str:
+    try:
+        code = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    except Exception:
+        return f"{file.name} is damaged or not a torch checkpoint."
+    if not code:
+        return f"{file.name} is damaged or not a torch checkpoint."
+    return (
+        f"{file.name} holds code ({', '.join(sorted(code)[:8])}), which is never run. "
+        "Save only the weights: torch.save(network.state_dict(), ...)."
+    )
+
+
+def _unwrap(content: Any) -> tuple[str | None, dict[str, Any]]:
+    """Descend into known wrappers: the path taken, and the innermost dictionary."""
+    path: list[str] = []
+    while isinstance(content, Mapping):
+        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping) and content[key]), None)
+        if wrapper is None:
+            break
+        path.append(wrapper)
+        content = content[wrapper]
+    return ".".join(path) or None, dict(content) if isinstance(content, Mapping) else {}
+
+
+def _strip(tensors: dict[str, Tensor], network: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:
+    taken = ""
+    while True:
+        prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
+        if prefix is None or any(key.startswith(prefix) for key in network):
+            return taken or None, tensors
+        taken += prefix
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+
+
+def misfit(network: nn.Module, tensors: Mapping[str, Tensor]) -> Misfit | None:
+    """What stands between `tensors` and a strict load into `network`; None when they fit."""
+    own = network.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files lack them; inference does not read them
+    missing = tuple(key for key in own if key not in tensors and key not in counters)
+    unexpected = tuple(key for key in tensors if key not in own)
+    mismatched = {
+        key: (tuple(tensors[key].shape), tuple(value.shape))
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape != value.shape
+    }
+    found = Misfit(missing, unexpected, mismatched)
+    return found if missing or unexpected or mismatched else None
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> WeightsReport:
+    """Load the checkpoint into `network`, every key.
+
+    Raises:
+        ExportError: the keys differ, all of them listed; or the head has another number of classes.
+    """
+    problem = misfit(network, checkpoint.tensors)
+    if problem is not None:
+        raise misfit_error(checkpoint, problem)
+    network.load_state_dict(checkpoint.tensors, strict=False)  # strict but for the counters that `misfit` lets be missing
+    return checkpoint.report()
+
+
+def misfit_error(checkpoint: Checkpoint, problem: Misfit) -> ExportError:
+    head = problem.head()
+    if head is not None:
+        return head_error(checkpoint, *head)
+    return ExportError(f"{checkpoint.file.name} does not fit the network; {problem.describe()}.")
+
+
+def head_error(checkpoint: Checkpoint, theirs: int, ours: int) -> ExportError:
+    return ExportError(
+        f"The head in {checkpoint.file.name} has {theirs} classes, the network's has {ours}; pass --num-classes {theirs}."
+    )
