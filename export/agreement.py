@@ -92,7 +92,7 @@ def compare(what: str, served: Scores, reference: Scores, limits: Limits) -> Ite
 
 def distance(one: Scores, other: Scores, scale: float) -> Array:
     """[B]: the largest difference of log-probability per image, over classes that float32 can still tell from zero."""
-    visible = np.maximum(one.log, other.log) > _FAINT
+    visible = ~(np.maximum(one.log, other.log) <= _FAINT)  # not a number is visible
     with np.errstate(invalid="ignore"):
         difference = np.abs(one.log - other.log)
     largest: Array = np.where(visible, difference, 0).max(axis=1) / scale
