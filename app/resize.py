@@ -33,7 +33,7 @@ def minimum_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing, original: tuple[int, int]) -> NDArray[Any]:
-    """Cut and resize in one Pillow call.
+    """Cut and resize without making the pixels that the crop would throw away.
 
     `image` is upright RGB, possibly smaller than `original` (width, height) after scaled decoding.
 
@@ -41,22 +41,13 @@ def resize(image: Image.Image, preprocessing: Preprocessing, original: tuple[int
         uint8 [height, width, 3], C-contiguous, not to be written to.
     """
     across, down = _axes(*original, preprocessing)
-    reduced = _reduction(image.size, original)
-    (left, right), (top, bottom) = across.source(image.width, reduced), down.source(image.height, reduced)
-    interpolation = Image.Resampling[preprocessing.interpolation.upper()]
-    if interpolation is Image.Resampling.NEAREST:
-        # It takes one pixel each, and which one must not hang on the last bit of a box: resize all, then cut.
-        whole = (0, 0, min(original[0] / reduced, image.width), min(original[1] / reduced, image.height))
-        resized = image.resize((across.resized, down.resized), interpolation, whole)
-        cut = resized.crop((across.first, down.first, across.last, down.last))
-    else:
-        cut = image.resize((across.last - across.first, down.last - down.first), interpolation, (left, top, right, bottom))
-    if cut.size == (preprocessing.width, preprocessing.height):
-        return np.asarray(cut)
+    filter_ = Image.Resampling[preprocessing.interpolation.upper()]
+    resample = _whole_then_cut if _ties(across, down, filter_) else _box
+    cut = np.asarray(resample(image, across, down, filter_, _reduction(image.size, original)))
+    if cut.shape == (preprocessing.height, preprocessing.width, 3):
+        return cut
     frame = np.full((preprocessing.height, preprocessing.width, 3), preprocessing.fill, np.uint8)
-    frame[down.first - down.offset : down.last - down.offset, across.first - across.offset : across.last - across.offset] = (
-        np.asarray(cut)
-    )
+    frame[down.first - down.offset : down.last - down.offset, across.first - across.offset : across.last - across.offset] = cut
     return frame
 
 
@@ -89,6 +80,46 @@ class _Axis:
     def source(self, pixels: int, reduced: float) -> tuple[float, float]:
         """Where `first` and `last` lie in an image of `pixels`, the original reduced by `reduced`."""
         return self.first / self.scale / reduced, min(self.last / self.scale / reduced, pixels)
+
+
+def _ties(across: _Axis, down: _Axis, filter_: Image.Resampling) -> bool:
+    """Whether the last bit of a box's coordinates, which Pillow keeps in 32 bits, would be seen in the frame.
+
+    Nearest and box decide between pixels, and the small fractions of a small image round half up or down. Then all of the image is
+    resized and cut afterwards, unless it is so long and thin that this would take much memory.
+    """
+    affordable = across.resized * down.resized <= 8 * across.size * down.size
+    small = across.original * down.original <= 128 * 128
+    return affordable and (small or filter_ in (Image.Resampling.NEAREST, Image.Resampling.BOX))
+
+
+def _whole_then_cut(image: Image.Image, across: _Axis, down: _Axis, filter_: Image.Resampling, reduced: float) -> Image.Image:
+    whole = (0, 0, min(across.original / reduced, image.width), min(down.original / reduced, image.height))
+    resized = image.resize((across.resized, down.resized), filter_, whole)
+    return resized.crop((across.first, down.first, across.last, down.last))
+
+
+def _box(image: Image.Image, across: _Axis, down: _Axis, filter_: Image.Resampling, reduced: float) -> Image.Image:
+    """Resize the part of `image` that the crop keeps, in the order of passes in which Pillow would resize all of it.
+
+    Pillow rounds to 8 bits between the horizontal and the vertical pass. For a tall image and a square crop it would take them in
+    the other order than for the whole image, and a quarter of the values would differ: then each pass is a call of its own.
+    """
+    size = (across.last - across.first, down.last - down.first)
+    (left, right), (top, bottom) = across.source(image.width, reduced), down.source(image.height, reduced)
+    vertical_first = _vertical_first(image.size, (across.resized, down.resized))
+    if vertical_first == _vertical_first(image.size, size):
+        return image.resize(size, filter_, (left, top, right, bottom))
+    if vertical_first:
+        rows = image.resize((image.width, size[1]), filter_, (0, top, image.width, bottom))
+        return rows.resize(size, filter_, (left, 0, right, size[1]))
+    columns = image.resize((size[0], image.height), filter_, (left, 0, right, image.height))
+    return columns.resize(size, filter_, (0, top, size[0], bottom))
+
+
+def _vertical_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """The order that Pillow 13 takes: vertical first where the height shrinks by more than twice as many pixels as the width."""
+    return old[1] - new[1] > max(0, 2 * (old[0] - new[0]))
 
 
 def _axes(width: int, height: int, preprocessing: Preprocessing) -> tuple[_Axis, _Axis]:
