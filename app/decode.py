@@ -76,6 +76,7 @@ def open_image(data: bytes, limits: DecodeLimits, minimum_size: MinimumSize | No
     JPEG may be set to decode at 1/2, 1/4 or 1/8 of its size, never below that minimum.
 
     Raises:
+        MalformedRequestError: no bytes.
         UnsupportedMediaError: not an image type that is read here.
         TooLargeError: more bytes, pixels, a longer side or more progressive scans than the limits.
         UndecodableImageError: a known type with a broken header.

@@ -7,10 +7,10 @@ import re
 import struct
 from typing import Literal, get_args
 
-from app.errors import TooLargeError, UnsupportedMediaError
+from app.errors import MalformedRequestError, TooLargeError, UnsupportedMediaError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
-READ_HERE = ", ".join(get_args(Format)[:-1]) + f" and {get_args(Format)[-1]}"
+READ_HERE = ", ".join(get_args(Format)[:-1]) + f" or {get_args(Format)[-1]}"
 
 MAX_STEPS = 100_000  # segments, blocks, chunks or pages looked at in one file
 MAX_PNG_METADATA = 100  # compressed chunks of text or colour profile, each of which may inflate to a megabyte
@@ -30,7 +30,7 @@ _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _REFUSED = (
-    (b"%PDF", "a PDF document"),
+    (b"%pdf", "a PDF document"),
     (b"<svg", "an SVG drawing"),
     (b"<!doctype html", "an HTML page"),
     (b"<html", "an HTML page"),
@@ -53,10 +53,11 @@ def sniff(data: bytes) -> Format:
     """The format by the first bytes.
 
     Raises:
-        UnsupportedMediaError: no bytes, or not a format that is read here; the message names what they seem to be.
+        MalformedRequestError: no bytes.
+        UnsupportedMediaError: not a format that is read here; the message names what the bytes seem to be.
     """
     if not data:
-        raise UnsupportedMediaError("The image is empty: no bytes arrived.")
+        raise MalformedRequestError("The image is empty: it has no bytes.")
     for signature, found in _SIGNATURES:
         if data.startswith(signature):
             return found

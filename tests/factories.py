@@ -1,5 +1,8 @@
 """Small images for the tests: made from a seed, encoded to bytes in any format."""
 
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -54,3 +57,27 @@ def make_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def make_raw_png(width: int, height: int, depth: int, colour: int, rows: Iterable[bytes], *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of any sample depth and colour type, which Pillow would not write; `chunks` stand before the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, content) for kind, content in parts)
+
+
+def make_tiff(tags: Sequence[tuple[int, int, int, int]], content: bytes, order: str = "<") -> bytes:
+    """A TIFF of one page: `tags` are (tag, type, count, value or offset), `content` follows the directory.
+
+    The content begins at byte 14 + 12 x the number of tags.
+    """
+    entries = b"".join(
+        struct.pack(f"{order}HHIHH", *tag, 0) if tag[1] == 3 and tag[2] == 1 else struct.pack(f"{order}HHII", *tag) for tag in tags
+    )
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return start + entries + struct.pack(f"{order}I", 0) + content
