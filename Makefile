@@ -41,7 +41,7 @@ triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `
 	@PYTHON="$(PYTHON)" deploy/triton/install.sh
 
 bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, which its recipe writes
-	$(BIN)/python -m export timm/convnext_atto --name convnext-50 \
+	$(BIN)/python -m export timm/convnext_atto --name convnext-50 --num-classes 50 \
 	    --checkpoint runs/convnext_50/model.safetensors --labels runs/convnext_50/labels.txt \
 	    --model-arg patch_size=2 --model-arg kernel_sizes=5 \
 	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 \

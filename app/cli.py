@@ -27,7 +27,7 @@ PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 PHOTO_FAULTS = frozenset(("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed"))
 ADDRESS = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200
-CHECKOUT_PHOTO = Path("docs/photos/tabby.jpg")
+CHECKOUT_PHOTO = Path("docs/photos/espresso.jpg")
 
 app = typer.Typer(help="Serve vision models and ask them.", add_completion=False, pretty_exceptions_enable=False)
 
@@ -121,13 +121,13 @@ def triton(
 
 
 def welcome(settings: "Settings") -> str:
-    """What a ready gateway says: where it is, and a line that asks it."""
+    """What a gateway says when it is ready: where it is, and a line that asks it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     golden = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
     photo = next((str(path) for path in (CHECKOUT_PHOTO, *golden) if path.is_file()), "photo.jpg")
     return (
-        f"Vitrine {__version__} is ready on {url} ({settings.backend}, {settings.repository})\n"
+        f"Vitrine {__version__} answers on {url} ({settings.backend}, {settings.repository})\n"
         f"  ask it:  curl --data-binary {shlex.quote(f'@{photo}')} {url}/v1/classify\n"
         f"  docs:    {url}/docs"
     )

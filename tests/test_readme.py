@@ -67,6 +67,10 @@ def test_every_line_of_the_shell_blocks_is_tried_here() -> None:
     assert len(commands("curl ")) >= 4
 
 
+def test_no_figure_is_left_blank() -> None:
+    assert "…" not in README.read_text()
+
+
 def test_the_first_commands_are_make_run_and_make_test() -> None:
     assert [line.strip() for line in commands("make ")[:2]] == ["make run", "make test"]
 
@@ -110,14 +114,14 @@ def test_everyday_photos_get_their_label(url: str, photo: str, label: str) -> No
 
 def test_the_command_line(url: str) -> None:
     classified, listed = (run(command, url) for command in commands(".venv/bin/vitrine "))
-    assert "tabby" in classified
+    assert "espresso" in classified
     assert "convnext-50 (default)" in listed
 
 
 def test_the_python_client(url: str) -> None:
     program = next(block for block in blocks("python") if "Client(" in block).replace(ADDRESS, url)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("tabby: ")
+    assert done.stdout.startswith("espresso: ")
     assert len(done.stdout.splitlines()) == 3
 
 

@@ -145,7 +145,7 @@ def test_serve_prints_a_curl_line_that_works(repository: Path) -> None:
     with serving(repository, "--port", port, "--default-classify", "colours", port=1) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
-        assert f"ready on http://127.0.0.1:{port} (onnxruntime" in lines[0]
+        assert f"answers on http://127.0.0.1:{port} (onnxruntime" in lines[0]
         command = shlex.split(lines[1].partition("ask it:")[2])
         assert "golden" in command[2]
         asked = subprocess.run([*command, "--silent"], capture_output=True, text=True, check=True)
