@@ -40,13 +40,13 @@ class Block(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """A residual network float32 [B,3,H,W] -> logits [B,classes]."""
+    """A residual network float32 [B,3,H,W] -> logits [B,num_classes]."""
 
-    def __init__(self, classes: int = CLASSES, width: int = 12) -> None:
+    def __init__(self, num_classes: int = CLASSES, width: int = 12) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 4, stride=4)
         self.blocks = nn.Sequential(Block(width), Block(width))
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(images)).mean((2, 3)))

@@ -1,0 +1,153 @@
+"""What a person sees of an export: the stages as they pass, and the closing summary."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.manifest import Check, Manifest, Verification
+from export.pipeline import Progress as Listener
+from export.pipeline import export
+from export.spec import ExportError, ExportRequest, Published, WeightsReport
+
+_STAGES = {
+    "load": "load the network and its weights",
+    "fuse": "fuse pre- and postprocessing into the graph",
+    "to_onnx": "export to ONNX",
+    "to_tensorrt": "build the TensorRT plan",
+    "verify": "verify against torch",
+    "publish": "publish",
+}
+
+
+def run(request: ExportRequest, out: Console, err: Console) -> int:
+    """Export with the stages shown on `err` and the summary on `out`; gives the exit code."""
+    try:
+        with _stages(err) as listener:
+            published = export(request, listener)
+    except ExportError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return error.exit_code
+    out.print(_summary(published))
+    out.print("Try it:", highlight=False)
+    out.print(f"  {_next_command(published, request)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def _stages(console: Console) -> Iterator[Listener]:
+    """A line per stage with the time it took; the last one spins."""
+    columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+
+        def listen(stage: str) -> None:
+            finish()
+            progress.add_task(_STAGES[stage], total=1)
+
+        def finish() -> None:
+            for task in progress.task_ids:
+                progress.update(task, completed=1)
+
+        try:
+            yield listen
+        except ExportError:
+            for task in progress.tasks[-1:]:
+                progress.update(task.id, description=f"[red]{task.description}[/]")
+            raise
+        finish()
+
+
+def _next_command(published: Published, request: ExportRequest) -> str:
+    return f"vitrine classify PHOTO --local --repository {request.repository} --model {published.name}"
+
+
+def _summary(published: Published) -> Table:
+    table = Table(title=f"{published.name}@{published.version}", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _rows(published):
+        table.add_row(key, escape(value))
+    return table
+
+
+def _rows(published: Published) -> Iterator[tuple[str, str]]:
+    manifest = published.manifest
+    yield "source", f"{manifest.source.library}/{manifest.source.architecture}"
+    yield "weights", _weights(manifest, published.weights)
+    yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
+    yield "parameters", f"{manifest.parameters:,}"
+    if manifest.macs is not None:
+        yield "multiply-adds", f"{manifest.macs:,} an image"
+    yield "engine", _engine(manifest)
+    yield "preprocessing", _preprocessing(manifest)
+    yield "rewritten", ", ".join(published.rewrites) or "nothing"
+    yield "TensorRT", _tensorrt(manifest)
+    if manifest.verification is not None:
+        yield "verified", "\n".join(_verification(manifest.verification))
+    yield "published", str(published.path)
+
+
+def _weights(manifest: Manifest, report: WeightsReport | None) -> str:
+    if report is None:
+        random = manifest.source.weights == "random"
+        return "random: never make it the default model" if random else manifest.source.weights
+    lines = [report.file]
+    if report.wrapper is not None:
+        lines.append(f"taken from its key {report.wrapper!r}")
+    if report.prefix is not None:
+        lines.append(f"prefix {report.prefix!r} taken off")
+    lines += [
+        f"{what}: {', '.join(keys)}" for what, keys in (("missing", report.missing), ("unexpected", report.unexpected)) if keys
+    ]
+    return "\n".join(lines)
+
+
+def _engine(manifest: Manifest) -> str:
+    engine = manifest.engine
+    size = sum(file.size for file in (engine, *engine.external_data)) / 1e6
+    versions = "" if engine.opset is None else f", opset {engine.opset}, IR {engine.ir_version}"
+    return f"{engine.kind} {manifest.precision}, {size:.1f} MB{versions}, batches up to {engine.max_batch}"
+
+
+def _preprocessing(manifest: Manifest) -> str:
+    p = manifest.preprocessing
+    target = f"shortest edge {p.resize_height}" if p.policy == "shortest_edge" else f"{p.policy} {p.resize_height}x{p.resize_width}"
+    scaled = "allowed" if p.scaled_decoding else "not allowed"
+    return f"{target}, {p.interpolation}, centre {p.height}x{p.width}; scaled JPEG decoding {scaled}"
+
+
+def _tensorrt(manifest: Manifest) -> str:
+    report = manifest.tensorrt
+    if report is None:
+        return "not checked"
+    verdict = f"{'fits' if report.convertible else 'does not fit'} the table of {report.parser}; not built"
+    if manifest.engine.kind == "tensorrt":
+        verdict = "built"
+    return "\n".join((verdict, *(f"{f.severity}: {f.count} x {f.operator} {f.message}" for f in report.findings)))
+
+
+def _verification(verification: Verification) -> Iterator[str]:
+    """The worst of each kind of check, over the batch sizes."""
+    batches = ", ".join(map(str, verification.batch_sizes))
+    yield f"{len(verification.checks)} checks on {verification.images} images at batch {batches}"
+    groups: dict[str, list[Check]] = {}
+    for check in verification.checks:
+        groups.setdefault(_without_batch(check.name), []).append(check)
+    for name, checks in groups.items():
+        if name.endswith(("logits", "probabilities", "agreement", "level")):
+            yield _worst(name, checks)
+
+
+def _without_batch(name: str) -> str:
+    what, colon, figure = name.partition(":")
+    return f"{what.partition(', batch')[0].partition(' of ')[0]}{colon}{figure}" if what.startswith(("engine", "alone")) else name
+
+
+def _worst(name: str, checks: Iterable[Check]) -> str:
+    at_least = name.startswith("sees") or name.endswith("agreement")
+    worst = min(checks, key=lambda check: check.value) if at_least else max(checks, key=lambda check: check.value)
+    verdict = "" if worst.passed else " (off)" if not worst.required else " FAILED"
+    return f"{name} {worst.value:.3g} ({'at least' if at_least else 'at most'} {worst.limit:g}){verdict}"
