@@ -39,6 +39,7 @@ def to_onnx(fused: Fused, loaded: Loaded, path: Path, precision: Precision) -> E
     else:
         model = ir.serde.deserialize_model(fused.graph)
         common.ShapeInferencePass(strict_mode=False)(model)
+    _check_batch(model)
     _tidy(model)
     if precision in HALVES:
         to_half(model, HALVES[precision])
@@ -78,6 +79,15 @@ def _export(graph: nn.Module, preprocessing: Preprocessing) -> ir.Model:
     if program is None:
         raise ExportError("torch gave no ONNX program.")
     return program.model
+
+
+def _check_batch(model: ir.Model) -> None:
+    for value in (model.graph.inputs[0], model.graph.outputs[0]):
+        if value.shape is not None and isinstance(value.shape[0], int):
+            raise ExportError(
+                f"The network fixes the batch at {value.shape[0]}. In its forward, take the batch size from x.shape[0]; "
+                "len(x) and int(...) make a constant of it."
+            )
 
 
 @contextlib.contextmanager
@@ -130,10 +140,10 @@ def _pads_nothing(node: ir.Node) -> bool:
     return amounts is not None and not amounts.numpy().any()
 
 
-def _save(model: ir.Model, path: Path, limit: int = _PROTOBUF_LIMIT) -> tuple[Path, ...]:
+def _save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """Write the model and check it; its weights lie in a file of their own only where one protobuf cannot hold them."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    data = path.with_name(path.name + _DATA_SUFFIX) if size > limit else None
+    data = path.with_name(path.name + _DATA_SUFFIX) if size > _PROTOBUF_LIMIT else None
     ir.save(model, path, external_data=data.name if data else None)
     try:
         onnx.checker.check_model(path, full_check=True)

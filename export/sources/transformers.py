@@ -110,7 +110,8 @@ def _classifier(transformers: Any, request: ExportRequest, identifier: str, conf
 
 def _labels(config: Any) -> tuple[str, ...]:
     """`id2label` in order, unless it is the placeholder LABEL_0, LABEL_1, ..."""
-    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    names = config.id2label or {}  # None in some configurations that were never given any
+    labels = tuple(str(names[index]) for index in sorted(names))
     return () if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels
 
 
