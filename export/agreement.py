@@ -48,6 +48,7 @@ PIXEL_SHARE = 0.002  # of the values may be off by more than one level
 PIXEL_LEVELS = 16  # and none by more than this
 SENSITIVITY = 3  # what must be seen moves the logits of the median image by this many times the tolerance
 _FAINT = -80.0  # log-probabilities below it are lost in float32
+_LEAST = np.finfo(np.float32).smallest_subnormal  # stands for a zero, whose logarithm JSON cannot hold
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ class Scores:
     @classmethod
     def of_probabilities(cls, probabilities: Array, activation: Activation) -> "Scores":
         """The engine."""
-        with np.errstate(divide="ignore"):
-            return cls(np.log(probabilities.astype(np.float64)), activation)
+        return cls(np.log(np.maximum(probabilities, _LEAST).astype(np.float64)), activation)
 
     @property
     def probabilities(self) -> Array:
@@ -93,9 +93,7 @@ def compare(what: str, served: Scores, reference: Scores, limits: Limits) -> Ite
 def distance(one: Scores, other: Scores, scale: float) -> Array:
     """[B]: the largest difference of log-probability per image, over classes that float32 can still tell from zero."""
     visible = ~(np.maximum(one.log, other.log) <= _FAINT)  # not a number is visible
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(one.log - other.log)
-    largest: Array = np.where(visible, difference, 0).max(axis=1) / scale
+    largest: Array = np.where(visible, np.abs(one.log - other.log), 0).max(axis=1) / scale
     return largest
 
 

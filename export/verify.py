@@ -58,10 +58,10 @@ def verify(staged: Staged, reference: Reference) -> Staged:
         golden = tuple(_write_golden(staged, infer, verifier))
     allowed = any(not check.required for check in checks) and all(check.passed for check in checks)
     preprocessing = entry.manifest.preprocessing.model_copy(update={"scaled_decoding": allowed})
-    manifest = entry.manifest.model_copy(update={"verification": verification, "preprocessing": preprocessing, "golden": golden})
+    findings = {"verification": verification, "preprocessing": preprocessing, "golden": golden}
     with writing(staged.path):
-        write_manifest(staged.path, manifest)
-    return Staged(staged.path, manifest)
+        write_manifest(staged.path, entry.manifest.model_copy(update=findings))
+    return Staged(staged.path, _entry(staged).manifest)
 
 
 def served_pixels(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, int]:

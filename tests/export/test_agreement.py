@@ -50,6 +50,13 @@ def test_classes_lost_in_float32_are_not_compared_but_lost_mass_is() -> None:
     assert "it: logits" in failed(Scores.of_probabilities(np.array([[0.0, 0.0, 1.0, 0.0]], np.float32), "softmax"), reference)
 
 
+def test_the_distance_from_a_probability_of_zero_can_be_written_down() -> None:
+    certain = Scores.of_probabilities(np.array([[0.0, 1.0]], np.float32), "softmax")
+    unsure = Scores.of_probabilities(np.array([[0.5, 0.5]], np.float32), "softmax")
+    assert np.isfinite(distance(certain, unsure, 1.0)).all()
+    assert distance(certain, unsure, 1.0).max() > 100
+
+
 def test_not_a_number_never_agrees() -> None:
     reference = Scores.of_logits(RANDOM.normal(0, 3, (4, 10)), "softmax")
     served = Scores.of_probabilities(np.full((4, 10), np.nan, np.float32), "softmax")
