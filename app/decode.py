@@ -54,7 +54,7 @@ class OpenedImage:
     """An image whose header was read and found within the limits; its pixels are not decoded yet.
 
     `pixels` is what decoding will hold in memory (after scaled decoding, if any), in pixels of 4 bytes. `size` is the (width,
-    height) before scaling and turning.
+    height) before scaling and turning. The `orientation` of a PNG is known only when it is decoded; till then it is 1.
     """
 
     image: ImageFile
@@ -90,7 +90,8 @@ def open_image(data: bytes, limits: DecodeLimits, minimum_size: MinimumSize | No
         image = reader(_Metered(data))
         size = image.size
         _check_size(size, limits)
-        orientation = _orientation(image)
+        # Asking a PNG would decode it, because its EXIF may follow the pixels.
+        orientation = 1 if image_format == "PNG" else _orientation(image)
         buffered = 0  # pixels that libjpeg keeps as coefficients, at full size
         scaled = 1
         if image_format == "JPEG":
@@ -111,7 +112,6 @@ def decode(opened: OpenedImage) -> tuple[Image.Image, ImageInfo]:
     with _undecodable(opened.format):
         packing = _packing(image)
         image.load()
-        # A PNG may carry its EXIF behind the pixels.
         orientation = _orientation(image) if opened.format == "PNG" else opened.orientation
         rgb, conversions = _to_rgb(image, packing)
         if opened.format not in _TURNED_BY_PILLOW and orientation != 1:
