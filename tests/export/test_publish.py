@@ -32,8 +32,11 @@ repository, gate, *staged = map(Path, sys.argv[1:])
 ready = [Staged(path, read_entry(path).manifest) for path in staged]
 print("ready", flush=True)
 while not gate.exists():
-    time.sleep(0.001)
-for one in ready:
+    time.sleep(0.01)
+start = gate.stat().st_mtime + 0.1
+for turn, one in enumerate(ready):
+    while time.time() < start + 0.02 * turn:
+        pass
     print(publish(one, repository).version, flush=True)
 """
 
@@ -162,6 +165,29 @@ def test_processes_that_publish_at_once_each_get_their_own_version(tmp_path: Pat
     entries = [read_entry(repository / "small" / str(number)) for numbers in taken for number in numbers]
     assert [entry.manifest.build for entry in entries] == [f"{who}-{i}" for who in "ab" for i in range(each)]
     assert {path.name for path in repository.iterdir()} == {"small"}
+
+
+@pytest.mark.parametrize("existing", [0, 1], ids=["first version", "next version"])
+def test_a_number_that_another_takes_meanwhile_is_not_taken_again(
+    tmp_path: Path, pattern: Staged, monkeypatch: pytest.MonkeyPatch, existing: int
+) -> None:
+    """The other comes between the look at the repository and the rename."""
+    repository = tmp_path / "repository"
+    model = repository / "small"
+    for index in range(existing):
+        publish(copy(pattern, tmp_path / f"existing{index}"), repository)
+    others = copy(pattern, tmp_path / "other", build="other")
+    rename = Path.rename
+
+    def late(source: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        publish(others, repository)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    mine = publish(copy(pattern, tmp_path / "mine", build="mine"), repository)
+    assert mine.version == existing + 2
+    assert [read_entry(model / str(existing + number)).manifest.build for number in (1, 2)] == ["other", "mine"]
 
 
 @contextmanager
