@@ -44,7 +44,7 @@ bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, 
 	$(BIN)/python -m export timm/convnext_atto --name convnext-50 --num-classes 50 \
 	    --checkpoint runs/convnext_50/model.safetensors --labels runs/convnext_50/labels.txt \
 	    --model-arg patch_size=2 --model-arg kernel_sizes=5 \
-	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 \
+	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 --model-arg output_stride=16 \
 	    --input-size 64 --resize 64 $(ARGS)
 
 docs: $(VENV)/.base ## write the settings table of docs/operations.md again

@@ -24,9 +24,8 @@ def require() -> Path:
 
 @contextmanager
 def serve(repository: Path, ports: Ports | None = None) -> Iterator[LocalTriton]:
-    """A server of `repository` on free ports, ready inside; its log is `triton.log` beside the repository."""
-    with (
-        (repository.parent / "triton.log").open("ab") as log,
-        LocalTriton(repository, ports or free_ports(), require(), log) as server,
-    ):
+    """A server of `repository` on free ports, ready inside; its log is `triton.log` beside the repository, without a traceback."""
+    file = repository.parent / "triton.log"
+    with file.open("ab") as log, LocalTriton(repository, ports or free_ports(), require(), log) as server:
         yield server
+    assert b"Traceback" not in file.read_bytes(), file.read_text(errors="replace")

@@ -35,13 +35,11 @@ import ctypes, sys, sysconfig, venv
 from pathlib import Path
 
 minor = sys.version_info.minor
-if sys.version_info.major != 3 or not 10 <= minor <= 13:
+if sys.version_info.major != 3 or not 10 <= minor <= 12:
     raise SystemExit(1)
 name = f"libpython3.{minor}.so.1.0"
 directory = Path(sysconfig.get_config_var("LIBDIR") or "/")
-if minor == 13:  # the wheel brings this one
-    print(minor, "")
-elif (directory / name).is_file():
+if (directory / name).is_file():
     print(minor, directory)
 else:
     ctypes.CDLL(name)
@@ -51,21 +49,21 @@ PYTHON
 
 choose_python() {
     local candidate description
-    for candidate in "${PYTHON:-python3}" python3 python3.12 python3.11 python3.10 python3.13; do
+    for candidate in "${PYTHON:-python3}" python3 python3.12 python3.11 python3.10; do
         if description=$(describe_python "$candidate"); then
             python=$candidate
             read -r minor libpython <<<"$description"
             return
         fi
     done
-    fail "no Python 3.10 to 3.13 with its shared library was found; on Debian and Ubuntu: apt install python3-venv libpython3-dev."
+    fail "no Python 3.10 to 3.12 with its shared library was found; on Debian and Ubuntu: apt install python3-venv libpython3-dev."
 }
 
 build() {
     rm -rf "$home/ready" "$home/venv" "$home/backends" "$home/server" "${home:?}/lib"
     "$python" -m venv "$home/venv"
     local pip=("$home/venv/bin/python" -m pip --disable-pip-version-check --quiet install)
-    "${pip[@]}" "numpy>=1.26" "onnxruntime>=1.20"
+    "${pip[@]}" "numpy>=1.26,<2" "onnxruntime>=1.20"
     "${pip[@]}" --no-deps "$wheel" # only the server inside it is used, not the Python package
     local packages="venv/lib/python3.$minor/site-packages"
     ln -s "$packages/pytriton/tritonserver" "$home/server"

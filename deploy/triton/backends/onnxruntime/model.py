@@ -6,8 +6,7 @@ them: `default_model_filename`, `max_batch_size`, `output`, `optimization.graph.
 `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena` and `enable_mem_pattern`.
 CPU only; strings and sequences are not served.
 
-Tensors pass between the stub and numpy as DLPack: the stub's own conversion reads numpy's memory layout of version 1
-and gives empty tensors under numpy 2, without an error.
+Needs numpy 1: the stub reads numpy's memory layout of version 1 and gives empty tensors under numpy 2, without an error.
 """
 
 import json
@@ -107,7 +106,7 @@ def _tensor(request, name):
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise ValueError(f"input {name} is missing")
-    return np.from_dlpack(tensor)
+    return tensor.as_numpy()
 
 
 def _stack(tensors):
@@ -117,7 +116,7 @@ def _stack(tensors):
 def _response(names, results, request):
     wanted = request.requested_output_names()
     tensors = zip(names, results, strict=True)
-    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(name, result) for name, result in tensors if name in wanted])
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, result) for name, result in tensors if name in wanted])
 
 
 def _failure(message, code):
