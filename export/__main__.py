@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from app.manifest import Interpolation
+from app.manifest import NAME_PATTERN, Interpolation
 
 if TYPE_CHECKING:
     from export.spec import ExportRequest
@@ -93,6 +93,8 @@ def _request(given: dict[str, Any]) -> "ExportRequest":
     if interface and not given["source"].startswith("onnx/"):
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in interface)
         raise typer.BadParameter(f"{flags} is only for the source onnx/FILE.")
+    if given["name"] is not None and not NAME_PATTERN.fullmatch(given["name"]):
+        raise typer.BadParameter("--name takes 1 to 100 of a-z, 0-9, '-' and '_', a letter or digit first.")
     if given["precision"] == "bf16" and given["engine"] != "tensorrt":
         raise typer.BadParameter("onnxruntime has no bf16 kernels for most operators; take fp16, or --engine tensorrt.")
     return ExportRequest(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from export.files import writing
 from export.fuse import fuse
 from export.load import load
 from export.plan import require_tensorrt
@@ -31,12 +32,14 @@ def export(request: ExportRequest, progress: Progress) -> Published:
     loaded = load(request)
     progress("fuse")
     fused = fuse(loaded)
-    with TemporaryDirectory(prefix="vitrine-export-") as scratch:
-        progress("to_onnx")
-        engine = to_onnx(fused, loaded, Path(scratch) / "model.onnx", request.precision)
-        if request.engine == "tensorrt":
-            progress("to_tensorrt")
-            engine = to_tensorrt(engine, loaded.preprocessing, Path(scratch) / "model.plan", request.precision, request.max_batch)
+    with TemporaryDirectory(prefix="vitrine-export-") as directory:
+        scratch = Path(directory)
+        with writing(scratch):
+            progress("to_onnx")
+            engine = to_onnx(fused, loaded, scratch / "model.onnx", request.precision)
+            if request.engine == "tensorrt":
+                progress("to_tensorrt")
+                engine = to_tensorrt(engine, loaded.preprocessing, scratch / "model.plan", request.precision, request.max_batch)
         with stage(engine, loaded, request) as staged:
             progress("verify")
             verified = verify(staged, fused.reference)

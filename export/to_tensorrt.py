@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,11 @@ def _build(builder: Any, network: Any, config: Any, cache_path: Path) -> Any:
     cache = config.create_timing_cache(cache_path.read_bytes() if cache_path.exists() else b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
-    if plan is not None:
-        cache_path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = cache_path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(config.get_timing_cache().serialize())
-        fresh.replace(cache_path)
+    timings = config.get_timing_cache()
+    if plan is not None and timings is not None:
+        with suppress(OSError):  # without it the next build is slower, no worse
+            cache_path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = cache_path.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(timings.serialize())
+            fresh.replace(cache_path)
     return plan

@@ -1,7 +1,10 @@
+from dataclasses import astuple
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from export.agreement import Limits, Scores, compare, compare_pixels, distance
+from export.agreement import TOLERANCES, Limits, Scores, compare, compare_pixels, distance
 
 RANDOM = np.random.default_rng(0)
 LIMITS = Limits(logits=1e-3, probabilities=1e-4, ties=2e-3)
@@ -89,3 +92,10 @@ def test_pixels_may_differ_by_a_level_but_not_by_a_shift() -> None:
     one = frames.copy()
     one[0, 0, 0, 0] ^= 0x80
     assert [check.passed for check in compare_pixels(one, frames)] == [True, False]
+
+
+def test_the_document_tells_these_tolerances() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    for precision, limit in TOLERANCES.items():
+        figures = (*astuple(limit.engine)[:2], *astuple(limit.path)[:2], limit.golden)
+        assert f"| {precision} | {' | '.join(f'{figure:g}' for figure in figures)} |" in document

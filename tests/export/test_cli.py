@@ -129,6 +129,7 @@ def test_a_resize_is_a_shortest_edge_or_a_stretch(parsed: Callable[..., ExportRe
         (["--precision", "bf16"], "--engine tensorrt"),
         (["--precision", "int4"], "int4"),
         (["--max-batch", "0"], "max-batch"),
+        (["--name", "My Net"], "--name takes"),
         (["--checkpoint", "no/such.pth"], "no/such.pth"),
         (["--labels", "no/such.txt"], "no/such.txt"),
     ],

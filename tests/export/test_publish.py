@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.manifest import check_hashes, read_entry
+from export import pipeline
 from export.config import CONFIG_FILE
 from export.files import write_manifest
 from export.publish import publish
@@ -230,3 +231,10 @@ def test_the_whole_way_leaves_only_the_model(tmp_path: Path, made: Made, loaded:
     with verified(made, loaded, replace(request, description="again")) as staged:
         assert publish(staged, request.repository).version == 2
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_a_full_disk_while_exporting_is_a_clear_error(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.pipeline.load", lambda request: loaded)
+    with files_of_at_most(4096), pytest.raises(ExportError, match="Cannot write"):
+        pipeline.export(make_request(tmp_path), lambda stage: None)
+    assert not list(tmp_path.iterdir())
