@@ -44,10 +44,9 @@ def make_informative(network: nn.Module, images: Tensor, seed: int) -> None:
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point():
             parameter.copy_(_redraw(name, parameter, owners[id(parameter)], random))
-    network.eval()
+    network.eval()  # modules that cache tables made of parameters drop them here
     _settle_batch_norms(network, images, random)
     _spread_logits(network, images)
-    network.train().eval()  # modules that cache tables made of parameters drop them
 
 
 def informative_weights(network: nn.Module, preprocessing: Preprocessing, seed: int) -> None:

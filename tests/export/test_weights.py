@@ -19,7 +19,7 @@ from tests.export.small import SmallNet
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    return SmallNet(classes=5).state_dict()
+    return SmallNet(num_classes=5).state_dict()
 
 
 def save(content: Any, file: Path) -> Path:
@@ -35,7 +35,7 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_every_file_format_loads(tensors: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"weights{suffix}"
     save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
 
     report = load_weights(network, read_checkpoint(file, network))
 
@@ -51,7 +51,7 @@ def test_wrappers_and_prefixes_are_taken_off_and_reported(
     tensors: dict[str, Tensor], tmp_path: Path, wrapper: str, prefix: str
 ) -> None:
     content = {wrapper: prefixed(prefix, tensors), "epoch": 3, "args": argparse.Namespace(lr=0.1)}
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
 
     report = load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network))
 
@@ -61,7 +61,7 @@ def test_wrappers_and_prefixes_are_taken_off_and_reported(
 
 def test_averaged_weights_come_first(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     content = {"state_dict": SmallNet(5).state_dict(), "model_ema": {"state_dict": tensors}}
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
 
     report = load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network))
 
@@ -73,7 +73,7 @@ def test_a_prefix_that_is_the_networks_own_stays(tensors: dict[str, Tensor], tmp
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = SmallNet(classes=5)
+            self.model = SmallNet(num_classes=5)
 
     network = Wrapped()
     report = load_weights(network, read_checkpoint(save(prefixed("module.model.", tensors), tmp_path / "a.pth"), network))
@@ -83,14 +83,14 @@ def test_a_prefix_that_is_the_networks_own_stays(tensors: dict[str, Tensor], tmp
 
 def test_the_counter_of_averaging_is_left_out_and_reported(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     content = {"n_averaged": torch.tensor(7), **prefixed("module.", tensors)}
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
 
     assert load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network)).unexpected == ("n_averaged",)
 
 
 def test_missing_and_unexpected_keys_are_all_listed(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     content = {key: value for key, value in tensors.items() if not key.startswith("stem")} | {"extra.weight": torch.zeros(1)}
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
     before = network.head.weight.clone()
 
     with pytest.raises(ExportError, match=r"2 missing: stem.weight, stem.bias; 1 unexpected: extra.weight"):
@@ -98,9 +98,16 @@ def test_missing_and_unexpected_keys_are_all_listed(tensors: dict[str, Tensor], 
     assert torch.equal(network.head.weight, before)
 
 
+def test_one_key_too_many_is_one_too_many(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    network = SmallNet(num_classes=5)
+
+    with pytest.raises(ExportError, match="1 unexpected: aux"):
+        load_weights(network, read_checkpoint(save(tensors | {"aux": torch.zeros(1)}, tmp_path / "a.pth"), network))
+
+
 def test_batch_norm_counters_may_be_missing(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     content = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
-    network = SmallNet(classes=5)
+    network = SmallNet(num_classes=5)
 
     load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network))
 
@@ -108,14 +115,14 @@ def test_batch_norm_counters_may_be_missing(tensors: dict[str, Tensor], tmp_path
 
 
 def test_a_head_of_another_size_names_the_flag(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    network = SmallNet(classes=9)
+    network = SmallNet(num_classes=9)
 
     with pytest.raises(ExportError, match="has 5 classes, the network's has 9; pass --num-classes 5"):
         load_weights(network, read_checkpoint(save(tensors, tmp_path / "a.pth"), network))
 
 
 def test_another_width_is_no_matter_of_classes(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    network = SmallNet(classes=5, width=10)
+    network = SmallNet(num_classes=5, width=10)
 
     with pytest.raises(ExportError, match=r"of another shape: stem.weight \[12, 3, 4, 4\] instead of \[10, 3, 4, 4\]"):
         load_weights(network, read_checkpoint(save(tensors, tmp_path / "a.pth"), network))

@@ -94,6 +94,12 @@ def test_published_heads_of_imagenet_have_its_labels() -> None:
     assert _labels({"num_classes": 7}) == ()
 
 
+def test_random_heads_have_no_labels() -> None:
+    loaded = load(request(num_classes=None, preprocessing=small()))
+
+    assert (loaded.num_classes, loaded.labels) == (1000, ())
+
+
 def checkpoint(source: str, tensors: dict[str, Tensor], directory: Path, **fields: Any) -> ExportRequest:
     torch.save({"model": tensors}, directory / "authors.pth")
     return request(source, weights="checkpoint", checkpoint=directory / "authors.pth", **fields)
