@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -107,9 +108,9 @@ def _weights(manifest: Manifest, report: WeightsReport | None) -> str:
 
 def _engine(manifest: Manifest) -> str:
     engine = manifest.engine
-    size = sum(file.size for file in (engine, *engine.external_data)) / 1e6
+    size = sum(file.size for file in (engine, *engine.external_data))
     versions = "" if engine.opset is None else f", opset {engine.opset}, IR {engine.ir_version}"
-    return f"{engine.kind} {manifest.precision}, {size:.1f} MB{versions}, batches up to {engine.max_batch}"
+    return f"{engine.kind} {manifest.precision}, {decimal(size)}{versions}, batches up to {engine.max_batch}"
 
 
 def _preprocessing(manifest: Manifest) -> str:
