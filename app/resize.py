@@ -1,5 +1,6 @@
 """Third stage of a request: upright RGB pixels become the exact frame that the engine wants, as the manifest says."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,19 +103,21 @@ def _whole_then_cut(image: Image.Image, across: _Axis, down: _Axis, filter_: Ima
 def _box(image: Image.Image, across: _Axis, down: _Axis, filter_: Image.Resampling, reduced: float) -> Image.Image:
     """Resize the part of `image` that the crop keeps, in the order of passes in which Pillow would resize all of it.
 
-    Pillow rounds to 8 bits between the horizontal and the vertical pass. For a tall image and a square crop it would take them in
-    the other order than for the whole image, and a quarter of the values would differ: then each pass is a call of its own.
+    Pillow rounds to 8 bits between the horizontal and the vertical pass. For a tall image and a square crop it would take the
+    vertical one first where for the whole image it does not, and a quarter of the values would differ: then each pass is a call.
     """
     size = (across.last - across.first, down.last - down.first)
     (left, right), (top, bottom) = across.source(image.width, reduced), down.source(image.height, reduced)
-    vertical_first = _vertical_first(image.size, (across.resized, down.resized))
-    if vertical_first == _vertical_first(image.size, size):
+    if _vertical_first(image.size, (across.resized, down.resized)) or not _vertical_first(image.size, size):
         return image.resize(size, filter_, (left, top, right, bottom))
-    if vertical_first:
-        rows = image.resize((image.width, size[1]), filter_, (0, top, image.width, bottom))
-        return rows.resize(size, filter_, (left, 0, right, size[1]))
-    columns = image.resize((size[0], image.height), filter_, (left, 0, right, image.height))
-    return columns.resize(size, filter_, (0, top, size[0], bottom))
+    reach = math.ceil(_LARGEST_SUPPORT * max(1, (bottom - top) / size[1])) + 1
+    first, last = max(0, int(top) - reach), min(image.height, math.ceil(bottom) + reach)
+    rows = image.crop((0, first, image.width, last))
+    columns = rows.resize((size[0], rows.height), filter_, (left, 0, right, rows.height))
+    return columns.resize(size, filter_, (0, top - first, size[0], bottom - first))
+
+
+_LARGEST_SUPPORT = 3  # lanczos looks at 3 pixels to each side, scaled when it shrinks; the others at fewer
 
 
 def _vertical_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
