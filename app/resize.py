@@ -89,7 +89,7 @@ def _ties(across: _Axis, down: _Axis, filter_: Image.Resampling) -> bool:
     Nearest and box decide between pixels, and the small fractions of a small image round half up or down. Then all of the image is
     resized and cut afterwards, unless it is so long and thin that this would take much memory.
     """
-    affordable = across.resized * down.resized <= 8 * across.size * down.size
+    affordable = across.resized * down.resized <= 2_000_000
     small = across.original * down.original <= 128 * 128
     return affordable and (small or filter_ in (Image.Resampling.NEAREST, Image.Resampling.BOX))
 

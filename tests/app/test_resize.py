@@ -51,7 +51,7 @@ def share_that_differs(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("target", [(56, 64), (56, 63), (57, 64), (224, 256), (32, 32)], ids=str)
+@pytest.mark.parametrize("target", [(56, 64), (57, 63), (224, 256), (32, 32)], ids=str)
 def test_equals_torchvision(size: tuple[int, int], target: tuple[int, int], interpolation: str) -> None:
     image = make_image(*size, seed=1)
     wanted = preprocessing(*target, interpolation=interpolation)
