@@ -1,15 +1,16 @@
 """The first stage of a request: a ticket before its body is read, and ceilings on what is in flight."""
 
+import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from app.errors import CapacityError, DeadlineError, TooLargeError
 
-STAGES = ("read", "parse", "decode", "resize", "queue", "infer", "finish", "encode")
+EXPIRED = "The request's time ran out; send fewer or smaller images, or allow more time."
 
 
 @dataclass(eq=False)
@@ -41,7 +42,16 @@ class Ticket:
     def check(self) -> None:
         """Raise DeadlineError when the time is over."""
         if time.monotonic() >= self.deadline:
-            raise DeadlineError("The request's time ran out; send fewer or smaller images, or allow more time.")
+            raise DeadlineError(EXPIRED)
+
+    @asynccontextmanager
+    async def within_deadline(self) -> AsyncIterator[None]:
+        """Cancel the block when the time is over and raise DeadlineError."""
+        try:
+            async with asyncio.timeout(None if self.remaining == float("inf") else self.remaining):
+                yield
+        except TimeoutError as error:
+            raise DeadlineError(EXPIRED) from error
 
     def record(self, stage: str, seconds: float) -> None:
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
@@ -114,13 +124,14 @@ class PixelBudget:
 
         Raises:
             TooLargeError: one image is larger than the whole budget.
-            DeadlineError: the ticket's time ran out while waiting.
+            DeadlineError: the ticket's time ran out while waiting, or its client left.
         """
         if pixels > self.max_pixels:
             raise TooLargeError(f"The image decodes to {pixels} pixels; this server holds at most {self.max_pixels} at a time.")
         with self._freed:
             while self._used + pixels > self.max_pixels:
-                ticket.check()
+                if not ticket.live:
+                    raise DeadlineError(EXPIRED)
                 self._freed.wait(min(ticket.remaining, 1.0))
             self._used += pixels
         try:

@@ -2,39 +2,46 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from prometheus_client import Gauge
 
 from app import metrics
 from app.backends.base import Backend
 from app.errors import (
     BackendUnavailableError,
+    CapacityError,
+    DeadlineError,
     InferenceError,
     ModelNotChosenError,
     ModelNotFoundError,
     ModelUnavailableError,
 )
-from app.manifest import MANIFEST_FILE, Entry, ManifestError, check_hashes, read_entry
+from app.manifest import Entry, ManifestError, check_hashes, read_entry
 
 log = logging.getLogger("vitrine.catalog")
 
 Smoke = Callable[[Backend, Entry], Awaitable[None]]
+Signature = frozenset[tuple[str, int, int]]
+
+KEPT_VERSIONS = 2  # as many as the version policy of config.pbtxt keeps in Triton
 
 
 @dataclass(eq=False)
 class ModelVersion:
-    """All engines of one build of a model, by role. `fault` says why it cannot serve."""
+    """All engines of one build of a model, by role. `fault` says why it cannot serve, `loading` is the load that is under way."""
 
     number: int
     entries: dict[str, Entry]
     fault: str | None = None
+    hashed: bool = False
     loaded: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def build(self) -> str:
-        return next(iter(self.entries.values())).manifest.build
+    loading: "asyncio.Task[None] | None" = None
 
     @property
     def status(self) -> str:
@@ -54,6 +61,10 @@ class Model:
         """The version that answers when none is named."""
         return next((version for version in self.versions if version.fault is None), None)
 
+    @property
+    def random(self) -> bool:
+        return any(entry.manifest.source.weights == "random" for version in self.versions for entry in version.entries.values())
+
     def answers(self, role: str) -> bool:
         return any(role in version.entries for version in self.versions)
 
@@ -61,42 +72,57 @@ class Model:
 class Catalog:
     """Reads the repository, loads engines on first use, finds the model for a request. Lives on one event loop."""
 
-    def __init__(self, root: Path, backend: Backend, smoke: Smoke, defaults: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, backend: Backend, smoke: Smoke, defaults: Mapping[str, str], *, grace: float = 0.0) -> None:
+        """`grace`: seconds that a vanished version stays loaded for the requests that still hold it."""
         self.root = root
         self.backend = backend
         self.models: dict[str, Model] = {}
         self._smoke = smoke
         self._defaults = defaults
-        self._signature: frozenset[tuple[str, int]] = frozenset()
+        self._grace = grace
+        self._signature: Signature = frozenset()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def refresh(self) -> None:
-        """Look at the repository again; unchanged versions keep their state, vanished ones are unloaded."""
+        """Look at the repository again. Unchanged sound versions keep their state, vanished ones are unloaded."""
         signature = await asyncio.to_thread(_signature, self.root)
         if signature == self._signature:
             return
         models = await asyncio.to_thread(_scan, self.root, self.backend)
-        before = {(name, v.number, v.build): v for name, model in self.models.items() for v in model.versions}
+        before = {(name, version.number): version for name, model in self.models.items() for version in model.versions}
         for model in models.values():
-            model.versions = [before.pop((model.name, v.number, v.build), v) for v in model.versions]
+            for index, version in enumerate(model.versions):
+                old = before.get((model.name, version.number))
+                if old is not None and old.fault is None and old.entries == version.entries:
+                    model.versions[index] = before.pop((model.name, version.number))
             for problem in model.problems:
                 log.warning("%s: %s", model.name, problem)
         self.models, self._signature = models, signature
         for version in before.values():
-            await self._unload(version)
+            self._spawn(self._retire(version))
 
     async def watch(self, seconds: float) -> None:
         """Refresh for ever, every `seconds`; check the hashes of new entries in passing, so that faults are listed early."""
         while True:
-            await self.audit()
+            try:
+                await self.refresh()
+                await self.audit()
+            except Exception:
+                log.exception("looking at the repository failed; trying again in %g s", seconds)
             await asyncio.sleep(seconds)
-            await self.refresh()
 
     async def audit(self) -> None:
-        """Hash the files of versions that nobody has loaded yet and record what is wrong with them."""
+        """Hash the files of versions that nobody has loaded yet, once each, and record what is wrong with them."""
         for model in list(self.models.values()):
             for version in model.versions:
-                if version.status == "available" and not version.lock.locked():
+                if version.status == "available" and version.loading is None:
                     await self._check_hashes(model, version)
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def choose(self, name: str | None, task: str, role: str) -> tuple[Model, int | None]:
         """The model, and the version when the request names one (`name@version`).
@@ -122,7 +148,7 @@ class Catalog:
         return model, int(number)
 
     async def acquire(self, name: str | None, task: str, role: str) -> Entry:
-        """The engine for a request, loaded. A broken newest version leaves the one before it serving.
+        """The engine for a request, loaded. While the newest version loads, and when it is broken, the one before it answers.
 
         Raises:
             ModelNotFoundError, ModelNotChosenError: see `choose`.
@@ -130,22 +156,31 @@ class Catalog:
             BackendUnavailableError: the inference server does not answer.
         """
         model, number = self.choose(name, task, role)
-        for version in model.versions:
-            if number is not None and version.number != number:
-                continue
-            if not version.loaded and not version.fault:
-                await self._load(model, version)
-            if version.loaded and role in version.entries:
+        versions = [version for version in model.versions if number in (None, version.number) and role in version.entries]
+        away: BackendUnavailableError | None = None
+        for index, version in enumerate(versions):
+            if not version.loaded and version.fault is None:
+                loading = self._load_in_background(model, version)
+                if any(older.loaded for older in versions[index + 1 :]):
+                    continue
+                try:
+                    await asyncio.shield(loading)
+                except BackendUnavailableError as error:
+                    away = error
+            if version.loaded:
                 return version.entries[role]
-        faults = [f"version {v.number}: {v.fault}" for v in model.versions if v.fault] + model.problems
-        raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(faults)}.")
+        if away is not None:
+            raise away
+        faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
+        raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(faults + model.problems)}.")
 
     def _default(self, task: str, candidates: list[str]) -> str:
-        """The model when none is named. A default that is there but broken is not replaced by another."""
+        """The model when none is named. A default that is there but broken is not replaced by another, and a model with random
+        weights answers only by name."""
         default = self._defaults.get(task)
         if default in self.models:
             return default
-        if len(candidates) == 1:
+        if len(candidates) == 1 and not self.models[candidates[0]].random:
             return candidates[0]
         if candidates:
             raise ModelNotChosenError(f"Name a model; these answer {task}: {_list(candidates)}.", field="model")
@@ -154,41 +189,66 @@ class Catalog:
             raise ModelUnavailableError(f"No model for {task} can serve: {'; '.join(problems)}.")
         raise ModelNotFoundError(f"There is no model for {task} in the repository; export one with `python -m export`.")
 
+    def _load_in_background(self, model: Model, version: ModelVersion) -> "asyncio.Task[None]":
+        """One load for everyone who waits; a request that gives up does not end it."""
+        if version.loading is None:
+            version.loading = self._spawn(self._load(model, version))
+        return version.loading
+
     async def _load(self, model: Model, version: ModelVersion) -> None:
-        async with version.lock:
-            if version.loaded or version.fault or not await self._check_hashes(model, version):
+        try:
+            if not await self._check_hashes(model, version):
                 return
-            try:
-                for entry in version.entries.values():
-                    await self.backend.load(entry)
-                    await self._smoke(self.backend, entry)
-            except BackendUnavailableError:
-                raise
-            except (ManifestError, InferenceError) as error:
-                _fail(model, version, str(error))
-                await self._unload(version)
-                return
+            for entry in version.entries.values():
+                await self.backend.load(entry)
+                await self._smoke(self.backend, entry)
+        except (CapacityError, DeadlineError) as error:
+            raise BackendUnavailableError(f"{model.name}@{version.number} did not load in time: {error.detail}") from error
+        except (ManifestError, InferenceError) as error:
+            _fail(model, version, str(error))
+            await self._unload(version)
+        else:
             version.loaded = True
             for entry in version.entries.values():
-                _publish_info(entry, self.backend.name)
+                _info(entry, self.backend.name).set(1)
             log.info("loaded %s@%d", model.name, version.number)
+        finally:
+            version.loading = None
 
     async def _check_hashes(self, model: Model, version: ModelVersion) -> bool:
-        try:
-            for entry in version.entries.values():
-                await asyncio.to_thread(check_hashes, entry)
-        except ManifestError as error:
-            _fail(model, version, str(error))
+        if not version.hashed:
+            try:
+                for entry in version.entries.values():
+                    await asyncio.to_thread(check_hashes, entry)
+            except ManifestError as error:
+                _fail(model, version, str(error))
+            version.hashed = True
         return version.fault is None
 
+    async def _retire(self, version: ModelVersion) -> None:
+        if version.loading is not None:
+            await asyncio.wait([version.loading])
+        await asyncio.sleep(self._grace)
+        await self._unload(version)
+
     async def _unload(self, version: ModelVersion) -> None:
+        if version.loaded:
+            for entry in version.entries.values():
+                _info(entry, self.backend.name).set(0)
         version.loaded = False
         for entry in version.entries.values():
             await self.backend.unload(entry)
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even when nobody waits
+        return task
 
-def _publish_info(entry: Entry, backend: str) -> None:
-    metrics.MODEL_INFO.labels(entry.manifest.model, str(entry.version), backend, entry.manifest.precision).set(1)
+
+def _info(entry: Entry, backend: str) -> Gauge:
+    return metrics.MODEL_INFO.labels(entry.manifest.model, str(entry.version), backend, entry.manifest.precision)
 
 
 def _fail(model: Model, version: ModelVersion, reason: str) -> None:
@@ -201,19 +261,31 @@ def _list(names: "Iterator[str] | list[str] | map[str]") -> str:
 
 
 def _version_directories(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        for entry in sorted(root.iterdir()):
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from (path for path in entry.iterdir() if path.is_dir() and path.name.isdecimal())
+    """The newest version directories of every entry, as many as are kept."""
+    for entry in sorted(_directories(root)):
+        if not entry.name.startswith("."):
+            versions = [path for path in _directories(entry) if path.name.isdecimal()]
+            yield from sorted(versions, key=lambda path: int(path.name))[-KEPT_VERSIONS:]
 
 
-def _signature(root: Path) -> frozenset[tuple[str, int]]:
-    """Changes whenever a version appears, vanishes or is written anew."""
+def _directories(parent: Path) -> list[Path]:
+    """Empty for what vanished meanwhile."""
+    try:
+        return [path for path in parent.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _signature(root: Path) -> Signature:
+    """Name, size and time of every file of the versions: changes whenever one appears, vanishes or is written anew."""
     found = set()
-    for path in _version_directories(root):
-        manifest = path / MANIFEST_FILE
-        changed = manifest if manifest.exists() else path
-        found.add((str(path), changed.stat().st_mtime_ns))
+    for version in _version_directories(root):
+        found.add((str(version), 0, 0))
+        for directory, _, names in os.walk(version):
+            for path in (Path(directory, name) for name in names):
+                with suppress(OSError):
+                    status = path.stat()
+                    found.add((str(path), status.st_size, status.st_mtime_ns))
     return frozenset(found)
 
 

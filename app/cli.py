@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"))
-PHOTO_FAULTS = frozenset(("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed"))
+PHOTO_FAULTS = frozenset(
+    ("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed", "full", "deadline_exceeded")
+)
 ADDRESS = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200
 CHECKOUT_PHOTO = Path("docs/photos/espresso.jpg")

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import math
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -33,13 +36,15 @@ from app.tasks import TASKS
 log = logging.getLogger("vitrine")
 
 PRELOAD_RETRY = 0.5
+STARTUP_FAILURE = 3  # uvicorn's own exit code
 
 
-def create_app(settings: Settings, ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """The ASGI application. `ready` is called once, when the default models answer."""
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Once it has started, its `state.preloading` is the task that loads the default models."""
     backend = make_backend(settings)
     defaults = {"classify": settings.default_classify}
-    catalog = Catalog(settings.repository, backend, _no_smoke if settings.backend == "fake" else check_golden, defaults)
+    smoke = _no_smoke if settings.backend == "fake" else check_golden
+    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout)
     limits = DecodeLimits(
         max_bytes=settings.max_body_bytes,
         max_pixels=settings.max_image_pixels,
@@ -58,19 +63,22 @@ def create_app(settings: Settings, ready: Callable[[], None] = lambda: None) -> 
     )
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await backend.start()
         await catalog.refresh()
-        background = [asyncio.create_task(_preload(catalog, settings.preload, ready))]
+        app.state.preloading = asyncio.create_task(_preload(catalog, settings.preload))
+        background = [app.state.preloading]
         if settings.repository_poll:
             background.append(asyncio.create_task(catalog.watch(settings.repository_poll)))
-        yield
-        for task in background:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await pipeline.close()
-        await backend.close()
+        try:
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await catalog.close()
+            await pipeline.close()
+            await backend.close()
 
     app = FastAPIOffline(
         title="Vitrine",
@@ -95,11 +103,31 @@ def make_backend(settings: Settings) -> Backend:
     return OnnxRuntimeBackend(instances=settings.instances, threads=settings.threads, max_queue=settings.max_queue)
 
 
+class _Server(uvicorn.Server):
+    """Says that it is ready once it listens and the default models are loaded."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._ready = ready
+        self._announcement: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announcement = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        if await self._app.state.preloading:
+            self._ready()
+
+
 def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
-    """Run the gateway until SIGINT or SIGTERM."""
+    """Run the gateway until SIGINT or SIGTERM. `ready` is called once, when it listens and its default models answer."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    uvicorn.run(
-        create_app(settings, ready),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         http="httptools",
@@ -107,12 +135,18 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.request_timeout),
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout),
     )
+    server = _Server(config, app, ready)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
-async def _preload(catalog: Catalog, preload: bool, ready: Callable[[], None]) -> None:
-    """Load the default model of every task; wait for a backend that is still away."""
+async def _preload(catalog: Catalog, preload: bool) -> bool:
+    """Load the default model of every task, waiting for a backend that is still away; False when one cannot serve."""
+    complete = True
     for task in TASKS.values() if preload else ():
         while True:
             try:
@@ -123,8 +157,9 @@ async def _preload(catalog: Catalog, preload: bool, ready: Callable[[], None]) -
                 continue
             except ModelError as error:
                 log.warning("nothing preloaded for %s: %s", task.name, error)
+                complete = False
             break
-    ready()
+    return complete
 
 
 async def _no_smoke(backend: Backend, entry: object) -> None:

@@ -21,7 +21,7 @@ from app.admission import PixelBudget, Ticket
 from app.backends.base import Backend, Tensors
 from app.catalog import Catalog
 from app.decode import DecodeLimits, ImageInfo, decode, open_image
-from app.errors import DeadlineError, InferenceError, InputError, VitrineError
+from app.errors import InferenceError, InputError, VitrineError
 from app.manifest import Entry
 from app.resize import minimum_size, resize
 from app.tasks.base import AnyTask
@@ -66,13 +66,10 @@ class Pipeline:
             ModelError, CapacityError, BackendError: concern the whole request.
             DeadlineError: the ticket's time ran out.
         """
-        try:
-            async with asyncio.timeout(ticket.remaining):
-                entry = await self.catalog.acquire(model, task.name, task.role)
-                prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
-                outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
-        except TimeoutError as error:
-            raise DeadlineError("The request's time ran out; send fewer or smaller images, or allow more time.") from error
+        async with ticket.within_deadline():
+            entry = await self.catalog.acquire(model, task.name, task.role)
+            prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
+            outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
         with ticket.stage("finish"):
             rows = iter(outputs)
             items = [item if frame is None else _finish(task, next(rows), entry, item, options) for frame, item in prepared]
@@ -128,5 +125,9 @@ def _refused(error: InputError) -> Item:
 def _finish(task: AnyTask, row: Tensors | InferenceError, entry: Entry, item: Item, options: Any) -> Item:
     if isinstance(row, InferenceError):
         return Item(item.image, error=row)
+    try:
+        result = task.finish(row, entry, item.image, options)  # type: ignore[arg-type]
+    except InferenceError as error:
+        return Item(item.image, error=error)
     metrics.IMAGES.labels(task.name, entry.manifest.model).inc()
-    return Item(item.image, result=task.finish(row, entry, item.image, options))  # type: ignore[arg-type]
+    return Item(item.image, result=result)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 def available_cpus() -> int:
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
     triton_url: str = Field(
         "127.0.0.1:8001",
-        pattern=r"^(grpc://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$",
+        pattern=r"^(grpcs?://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$",
         description="host:port of Triton's gRPC endpoint",
     )
     triton_concurrency: Count = Field(64, description="calls to Triton in flight")

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.admission import Admission, Ticket
 from app.errors import InputError, MalformedRequestError, TooLargeError, UnsupportedMediaError
 
+MAX_FIELDS = 16  # parts of a form that are no images
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
 
 
@@ -42,6 +43,7 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
 
     Raises:
         TooLargeError: more than `limit` bytes, announced or sent.
+        DeadlineError: the ticket's time ran out before everything had arrived.
         CapacityError: the bodies in flight fill the memory set aside for them.
         UnsupportedMediaError: the body is compressed.
         MalformedRequestError: the client left before it had sent everything.
@@ -53,12 +55,12 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            _check_size(size, limit)
-            admission.take_bytes(ticket, len(chunk))
-            ticket.check()
-            chunks.append(chunk)
+        async with ticket.within_deadline():
+            async for chunk in request.stream():
+                size += len(chunk)
+                _check_size(size, limit)
+                admission.take_bytes(ticket, len(chunk))
+                chunks.append(chunk)
     except ClientDisconnect as error:
         raise MalformedRequestError("The connection closed before the whole body had arrived.") from error
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -69,10 +71,11 @@ def _check_size(size: int, limit: int) -> None:
         raise TooLargeError(f"The body has {size} bytes or more; this server takes {limit}.")
 
 
-def parse_body(body: bytes, content_type: str) -> Parsed:
+def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
     """Tell the three forms apart and take them to pieces.
 
     Raises:
+        TooLargeError: more than `max_images` images.
         MalformedRequestError: no image, broken multipart or JSON, fields of the wrong type.
     """
     kind, options = parse_options_header(content_type)
@@ -80,9 +83,9 @@ def parse_body(body: bytes, content_type: str) -> Parsed:
     if not body:
         raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
     if declared == "multipart/form-data":
-        parsed = _parse_multipart(body, options)
+        parsed = _parse_multipart(body, options, max_images)
     elif _looks_like_json(body, declared):
-        parsed = _parse_json(body)
+        parsed = _parse_json(body, max_images)
     else:
         parsed = Parsed(images=[body], declared=declared)
     if not parsed.images:
@@ -100,12 +103,15 @@ def _looks_like_json(body: bytes, declared: str) -> bool:
 class _Parts:
     """Collects the parts of a multipart body from the parser's callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
         self.ended = False
         self._name = b""
 
     def begin(self) -> None:
+        if len(self.parts) == self.limit:
+            raise TooLargeError(f"The form has more than {self.limit} parts; send fewer images in one request.", field="image")
         self.parts.append(({}, bytearray()))
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
@@ -125,10 +131,10 @@ class _Parts:
         self.ended = True
 
 
-def _parse_multipart(body: bytes, options: Mapping[bytes, bytes]) -> Parsed:
+def _parse_multipart(body: bytes, options: Mapping[bytes, bytes], max_images: int) -> Parsed:
     if not (boundary := options.get(b"boundary")):
         raise MalformedRequestError("multipart/form-data needs a boundary in its Content-Type.")
-    collected = _Parts()
+    collected = _Parts(max_images + MAX_FIELDS)
     try:
         parser = MultipartParser(
             boundary,
@@ -157,10 +163,16 @@ def _parse_multipart(body: bytes, options: Mapping[bytes, bytes]) -> Parsed:
             raise MalformedRequestError(f"Files belong in the form field `image`, not {name!r}.", field=name)
         else:
             parsed.fields[name] = data.decode("utf-8", "replace")
+    _check_count(len(parsed.images), max_images)
     return parsed
 
 
-def _parse_json(body: bytes) -> Parsed:
+def _check_count(images: int, limit: int) -> None:
+    if images > limit:
+        raise TooLargeError(f"{images} images in one request; this server takes {limit}.", field="image")
+
+
+def _parse_json(body: bytes, max_images: int) -> Parsed:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -173,6 +185,7 @@ def _parse_json(body: bytes) -> Parsed:
     if many is not None and not isinstance(many, list):
         raise MalformedRequestError("`images` must be a list.", field="images")
     values = [single] if many is None else many
+    _check_count(len(values), max_images)
     return Parsed(images=[_json_image(value) for value in values], fields=document)
 
 

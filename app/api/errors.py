@@ -55,8 +55,15 @@ def problem_response(body: Mapping[str, Any], request_id: str, headers: Mapping[
 
 
 def error_response(error: errors.VitrineError, request_id: str) -> Response:
+    log_failure(error, request_id)
     headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, errors.CapacityError) else None
     return problem_response(problem(error), request_id, headers)
+
+
+def log_failure(error: errors.VitrineError, request_id: str) -> None:
+    """What is not the client's doing goes to the log, under the id that the client was told."""
+    if status_of(error) >= 500:
+        log.error("request %s: %s: %s", request_id, error.code, error.detail)
 
 
 def install(app: FastAPI) -> None:
@@ -81,6 +88,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("request %s failed", request.state.request_id, exc_info=error)
         body = {
             "type": "urn:vitrine:problem:internal",
             "title": errors.VitrineError.title,

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from app import metrics
 from app.api import schemas
 from app.api.services import Services
-from app.errors import VitrineError
+from app.errors import ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.tasks import TASKS
 
 
@@ -39,12 +39,19 @@ def health_router(services: Services) -> APIRouter:
 
 
 async def _reasons_not_ready(services: Services) -> list[str]:
+    """A backend that is away, an empty repository, or a default model that is not loaded. Several models without a default are
+    well: each loads when it is named."""
     reasons = [] if (fault := await services.pipeline.backend.fault()) is None else [fault]
-    try:
-        for task in TASKS.values():
+    if not services.catalog.models:
+        reasons.append(f"there is no model in {services.catalog.root}; export one with `python -m export`")
+    for task in TASKS.values():
+        try:
             model, _ = services.catalog.choose(None, task.name, task.role)
-            if not any(version.loaded for version in model.versions):
-                reasons.append(f"{model.name} is not loaded yet" if model.current else f"{model.name} cannot serve; see /v1/models")
-    except VitrineError as error:
-        reasons.append(error.detail)
+        except (ModelNotChosenError, ModelNotFoundError):
+            continue
+        except ModelUnavailableError as error:
+            reasons.append(error.detail)
+            continue
+        if not any(version.loaded for version in model.versions):
+            reasons.append(f"{model.name} is not loaded yet" if model.current else f"{model.name} cannot serve; see /v1/models")
     return reasons

@@ -15,9 +15,6 @@ class UrlImage(BaseModel):
     url: str = Field(description="a data URL; http and https only where the server allows it")
 
 
-JsonImage = Base64Image | UrlImage | str
-
-
 class TaskRequest(BaseModel):
     """Fields that every task takes: as query parameters, form fields or members of a JSON body."""
 

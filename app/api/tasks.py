@@ -5,7 +5,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,16 +17,17 @@ from app import metrics
 from app.admission import Ticket
 from app.api import schemas
 from app.api.body import ImageUrl, Parsed, parse_body, read_body
-from app.api.errors import error_response, problem
+from app.api.errors import error_response, log_failure, problem
 from app.api.fetch import fetch
 from app.api.services import Services
-from app.errors import CapacityError, InvalidValueError, TooLargeError, VitrineError
+from app.errors import CapacityError, InputError, InvalidValueError, VitrineError
 from app.pipeline import Answer, Item
 from app.tasks import TASKS
 from app.tasks.base import AnyTask
 from app.tasks.classify import ClassifyResult
 
 CLIENT_CLOSED_REQUEST = 499
+PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -67,33 +69,51 @@ def task_router(services: Services) -> APIRouter:
 
 def _endpoint(route: TaskRoute, services: Services) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
-        started = time.perf_counter()
-        request_id = request.state.request_id
-        labels = _Labels(route.task.name)
+        call = _Call(request.state.request_id, route.task.name)
         try:
-            with services.admission.admit(request_id) as ticket:
-                response = await _answer(request, route, services, ticket, labels)
-        except VitrineError as error:
-            if isinstance(error, CapacityError):
-                metrics.REJECTED.labels(error.code).inc()
-            response = error_response(error, request_id)
-        except asyncio.CancelledError:
-            if not ticket.departed:
-                raise
-            response = Response(status_code=CLIENT_CLOSED_REQUEST)
-        seconds = time.perf_counter() - started
-        metrics.REQUEST_SECONDS.labels(labels.task, labels.model, str(response.status_code)).observe(seconds)
-        return response
+            response = await _admitted(request, route, services, call)
+            call.status = response.status_code
+            return response
+        finally:
+            call.observe()
 
     return endpoint
 
 
 @dataclass
-class _Labels:
-    """What the metrics call this request; the model is known only once it was found."""
+class _Call:
+    """What the metrics say of one request; the model is known only once it was found, and 500 is what nobody foresaw."""
 
+    id: str
     task: str
     model: str = ""
+    status: int = 500
+    started: float = field(default_factory=time.perf_counter)
+
+    def observe(self) -> None:
+        seconds = time.perf_counter() - self.started
+        metrics.REQUEST_SECONDS.labels(self.task, self.model, str(self.status)).observe(seconds)
+
+
+async def _admitted(request: Request, route: TaskRoute, services: Services, call: _Call) -> Response:
+    """The answer or its error, with the time of every stage that was reached."""
+    ticket: Ticket | None = None
+    try:
+        with services.admission.admit(call.id) as ticket:
+            response = await _answer(request, route, services, ticket, call)
+    except VitrineError as error:
+        if isinstance(error, CapacityError):
+            metrics.REJECTED.labels(error.code).inc()
+        response = error_response(error, call.id)
+    except asyncio.CancelledError:
+        if ticket is None or not ticket.departed:
+            raise
+        response = Response(status_code=CLIENT_CLOSED_REQUEST)
+    if ticket is not None:
+        for stage, seconds in ticket.stages.items():
+            metrics.STAGE_SECONDS.labels(stage).observe(seconds)
+        response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1000 * spent:.3f}" for stage, spent in ticket.stages.items())
+    return response
 
 
 @contextmanager
@@ -115,26 +135,40 @@ def _cancelled_by_departure(request: Request, ticket: Ticket) -> Iterator[None]:
         watcher.cancel()
 
 
-async def _answer(request: Request, route: TaskRoute, services: Services, ticket: Ticket, labels: _Labels) -> Response:
+async def _answer(request: Request, route: TaskRoute, services: Services, ticket: Ticket, call: _Call) -> Response:
     with ticket.stage("read"):
         body = await read_body(request, ticket, services.admission, services.max_body_bytes)
     with ticket.stage("parse"):
-        parsed = parse_body(body, request.headers.get("content-type", ""))
+        parsed = await _parse(body, request.headers.get("content-type", ""), services.max_images)
         asked = _validate(route.request, {**parsed.fields, **request.query_params})
-        if len(parsed.images) > services.max_images:
-            raise TooLargeError(
-                f"{len(parsed.images)} images in one request; this server takes {services.max_images}.", field="image"
-            )
     with _cancelled_by_departure(request, ticket):
-        images = [await fetch(image.url, services.fetching) if isinstance(image, ImageUrl) else image for image in parsed.images]
+        images = await _fetch_addresses(parsed.images, services, ticket)
         answer = await services.pipeline.run(route.task, asked.model, images, asked.options(), ticket)
-    labels.model = answer.entry.manifest.model
+    call.model = answer.entry.manifest.model
     with ticket.stage("encode"):
-        response = _respond(route, answer, parsed, ticket)
-    for stage, seconds in ticket.stages.items():
-        metrics.STAGE_SECONDS.labels(stage).observe(seconds)
-    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1000 * spent:.3f}" for stage, spent in ticket.stages.items())
-    return response
+        return _respond(route, answer, parsed, ticket)
+
+
+async def _parse(body: bytes, content_type: str, max_images: int) -> Parsed:
+    """Large forms and JSON leave the event loop; taking a raw body is nothing."""
+    if len(body) > PARSED_ON_THE_LOOP:
+        return await asyncio.to_thread(parse_body, body, content_type, max_images)
+    return parse_body(body, content_type, max_images)
+
+
+async def _fetch_addresses(
+    images: list[bytes | ImageUrl | InputError], services: Services, ticket: Ticket
+) -> list[bytes | InputError]:
+    """Images that came as an address are fetched together, within the request's time and the memory set aside for bodies."""
+    if not any(isinstance(image, ImageUrl) for image in images):
+        return [image for image in images if not isinstance(image, ImageUrl)]
+    hold = partial(services.admission.take_bytes, ticket)
+
+    async def get(image: bytes | ImageUrl | InputError) -> bytes | InputError:
+        return await fetch(image.url, services.fetching, hold) if isinstance(image, ImageUrl) else image
+
+    async with ticket.within_deadline():
+        return list(await asyncio.gather(*(get(image) for image in images)))
 
 
 def _validate(schema: type[schemas.ClassifyRequest], fields: Mapping[str, Any]) -> schemas.ClassifyRequest:
@@ -159,15 +193,16 @@ def _respond(route: TaskRoute, answer: Answer, parsed: Parsed, ticket: Ticket) -
         "model": answer.entry.manifest.model,
         "version": answer.entry.version,
         "warnings": _warnings(answer, parsed),
-        "results": [_item(index, item, route) for index, item in enumerate(answer.items)],
+        "results": [_item(index, item, route, ticket.id) for index, item in enumerate(answer.items)],
     }
     status = 422 if len(failed) == len(answer.items) else 200
-    return Response(json.dumps(body, ensure_ascii=False).encode(), status, media_type="application/json")
+    return Response(json.dumps(body, ensure_ascii=False, allow_nan=False).encode(), status, media_type="application/json")
 
 
-def _item(index: int, item: Item, route: TaskRoute) -> dict[str, Any]:
+def _item(index: int, item: Item, route: TaskRoute, request_id: str) -> dict[str, Any]:
     image = {"image": vars(item.image)} if item.image is not None else {}
     if item.error is not None:
+        log_failure(item.error, request_id)
         return {"index": index, **image, "error": problem(item.error)}
     return {"index": index, **image, **route.encode(item.result)}
 

@@ -33,7 +33,7 @@ class OnnxRuntimeBackend:
         self.instances = instances
         self.threads = threads
         self.max_queue = max_queue
-        self._loaded: dict[tuple[str, int], Loaded] = {}
+        self._loaded: dict[str, Loaded] = {}
 
     def refuses(self, entry: Entry) -> str | None:
         kind = entry.manifest.engine.kind
@@ -43,13 +43,13 @@ class OnnxRuntimeBackend:
         pass
 
     async def load(self, entry: Entry) -> None:
-        key = (entry.name, entry.version)
+        key = _key(entry)
         if key in self._loaded:
             return
         session = await asyncio.to_thread(self._open, entry)
         executor = ThreadPoolExecutor(self.instances, thread_name_prefix=f"infer-{entry}")
         batcher = Batcher(
-            entry.name,
+            str(entry),
             lambda inputs: _forward(session, entry, inputs),
             executor,
             max_batch=entry.manifest.engine.max_batch,
@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
         self._loaded[key] = Loaded(batcher, executor)
 
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
-        loaded = self._loaded.get((entry.name, entry.version))
+        loaded = self._loaded.get(_key(entry))
         if loaded is None:
             raise InferenceError(f"{entry} is not loaded.")
         rows = check_inputs(entry, inputs)
@@ -69,7 +69,7 @@ class OnnxRuntimeBackend:
         return join(await asyncio.gather(*(loaded.batcher.submit(piece, ticket) for piece in pieces)))
 
     async def unload(self, entry: Entry) -> None:
-        loaded = self._loaded.pop((entry.name, entry.version), None)
+        loaded = self._loaded.pop(_key(entry), None)
         if loaded is not None:
             await loaded.batcher.drain()
             loaded.executor.shutdown(wait=False)
@@ -98,6 +98,11 @@ class OnnxRuntimeBackend:
         _check_names("inputs", {i.name for i in session.get_inputs()}, {spec.name for spec in entry.manifest.inputs})
         _check_names("outputs", {o.name for o in session.get_outputs()}, {spec.name for spec in entry.manifest.outputs})
         return session
+
+
+def _key(entry: Entry) -> str:
+    """A version number may come again with another build, after a rollback."""
+    return f"{entry}/{entry.manifest.build}"
 
 
 def _forward(session: ort.InferenceSession, entry: Entry, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

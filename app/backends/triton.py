@@ -58,6 +58,7 @@ class TritonBackend:
         self.load_timeout = load_timeout
         self._slots = asyncio.Semaphore(concurrency)
         self._loading = asyncio.Lock()
+        self._builds: set[str] = set()  # asked for once each: a version number may come again with another build
         self._client: Any = None
 
     def refuses(self, entry: Entry) -> str | None:
@@ -71,8 +72,14 @@ class TritonBackend:
 
     async def load(self, entry: Entry) -> None:
         async with self._loading:
-            if not await self._is_ready(entry):
-                await self._ask_to_load(entry)
+            ready = await self._is_ready(entry)
+            if not ready or entry.manifest.build not in self._builds:
+                try:
+                    await self._ask_to_load(entry)
+                except VitrineError:
+                    if not ready:
+                        raise
+            self._builds.add(entry.manifest.build)
         with translation(str(entry)):
             told = await self._client.get_model_metadata(entry.name, str(entry.version), client_timeout=METADATA_SECONDS)
         check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)

@@ -6,7 +6,7 @@ import numpy as np
 
 from app.backends.base import Tensors
 from app.decode import ImageInfo
-from app.errors import InvalidValueError
+from app.errors import InferenceError, InvalidValueError
 from app.manifest import Entry
 
 
@@ -41,9 +41,12 @@ class Classify:
         """Take `probabilities` float32 [C] and give the `top_k` best of them.
 
         Raises:
+            InferenceError: the engine gave something that is not a number.
             InvalidValueError: `top_k` is not between 1 and the number of classes.
         """
         probabilities = outputs["probabilities"]
+        if not np.isfinite(probabilities).all():
+            raise InferenceError(f"{entry} gave probabilities that are not numbers for this image.")
         classes = len(probabilities)
         top_k = min(5, classes) if options.top_k is None else options.top_k
         if not 1 <= top_k <= classes:

@@ -1,5 +1,6 @@
 """What the catalog lists, loads and chooses, and how it copes with every fault of a repository."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,12 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from app.admission import Ticket
 from app.backends.onnxruntime import OnnxRuntimeBackend
 from app.catalog import Catalog
-from app.errors import ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
+from app.errors import BackendUnavailableError, InferenceError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.golden import check_golden
-from app.manifest import MANIFEST_FILE
-from tests.repository import add_entry, make_manifest, make_repository
+from app.manifest import MANIFEST_FILE, Entry, Source
+from tests.repository import add_entry, make_images, make_manifest, make_repository
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +31,11 @@ async def open_catalog(root: Path, **defaults: str) -> Catalog:
 
 async def acquire(catalog: Catalog, name: str | None = None) -> str:
     return str(await catalog.acquire(name, "classify", "classify"))
+
+
+async def until_loaded(catalog: Catalog, name: str, number: int) -> None:
+    while not any(version.loaded for version in catalog.models[name].versions if version.number == number):
+        await asyncio.sleep(0.001)
 
 
 def edit_manifest(version: Path, change: Callable[[dict], None]) -> None:
@@ -62,6 +69,8 @@ async def test_a_new_version_takes_over_and_a_vanished_one_is_let_go(tmp_path: P
     assert await acquire(catalog) == "colours@1"
     add_entry(tmp_path, version=2)
     await catalog.refresh()
+    assert await acquire(catalog) == "colours@1"  # answers while the new one loads
+    await until_loaded(catalog, "colours", 2)
     assert await acquire(catalog) == "colours@2"
     assert await acquire(catalog, "colours@1") == "colours@1"
     shutil.rmtree(tmp_path / "colours" / "2")
@@ -131,6 +140,19 @@ def unreadable_golden(version: Path) -> None:
     (version / "golden" / "0.png").write_bytes(b"not an image")
 
 
+def truncated_golden_answer(version: Path) -> None:
+    answer = version / "golden" / "0.npz"
+    answer.write_bytes(answer.read_bytes()[:40])
+
+
+def golden_answer_of_another_shape(version: Path) -> None:
+    np.savez(version / "golden" / "0.npz", probabilities=np.full((1, 5), 0.2, np.float32))
+
+
+def golden_answer_of_another_name(version: Path) -> None:
+    np.savez(version / "golden" / "0.npz", scores=np.full((1, 6), 1 / 6, np.float32))
+
+
 def missing_role(version: Path) -> None:
     edit_manifest(version, lambda document: document.update(roles=["classify", "embed"]))
     shutil.move(version.parent, version.parent.with_name(f"{version.parent.name}.classify"))
@@ -155,6 +177,9 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (foreign_engine, "cannot run a tensorrt engine"),
     (other_golden_answer, "does not reproduce golden/0.png"),
     (unreadable_golden, "golden example golden/0.png"),
+    (truncated_golden_answer, "golden example golden/0.png"),
+    (golden_answer_of_another_shape, "other outputs than golden/0.npz"),
+    (golden_answer_of_another_name, "other outputs than golden/0.npz"),
     (missing_role, "engines for embed are missing"),
     (other_tensor_names, "its manifest says"),
 ]
@@ -174,7 +199,7 @@ async def test_a_broken_model_says_why_and_the_rest_serves(tmp_path: Path, break
     assert reason in " ".join([*model.problems, *(version.fault or "" for version in model.versions)])
 
 
-@pytest.mark.parametrize(("break_it", "reason"), FAULTS[:13], ids=[fault.__name__ for fault, _ in FAULTS[:13]])
+@pytest.mark.parametrize(("break_it", "reason"), FAULTS[:16], ids=[fault.__name__ for fault, _ in FAULTS[:16]])
 async def test_a_broken_new_version_leaves_the_old_one_serving(
     tmp_path: Path, break_it: Callable[[Path], None], reason: str
 ) -> None:
@@ -243,3 +268,113 @@ async def test_an_engine_that_is_no_onnx(tmp_path: Path) -> None:
     (engine.parent / MANIFEST_FILE).write_text(make_manifest(engine).model_dump_json())
     with pytest.raises(ModelUnavailableError, match="cannot load"):
         await acquire(await open_catalog(tmp_path))
+
+
+async def test_a_file_that_comes_late_is_noticed(tmp_path: Path) -> None:
+    make_repository(tmp_path)
+    engine = tmp_path / "colours" / "1" / "model.onnx"
+    content = engine.read_bytes()
+    for early in (None, b"\0" * len(content)):
+        engine.unlink(missing_ok=True)
+        if early is not None:
+            engine.write_bytes(early)
+        catalog = await open_catalog(tmp_path)
+        with pytest.raises(ModelUnavailableError):
+            await acquire(catalog)
+        engine.write_bytes(content)
+        os.utime(engine, ns=(1, 1))
+        await catalog.refresh()
+        assert await acquire(catalog) == "colours@1"
+
+
+async def test_each_engine_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr("app.catalog.check_hashes", lambda entry: hashed.append(str(entry)))
+    make_repository(tmp_path, "alpha", "beta")
+    catalog = await open_catalog(tmp_path)
+    for _ in range(3):
+        await catalog.audit()
+    await acquire(catalog, "alpha")
+    assert sorted(hashed) == ["alpha@1", "beta@1"]
+
+
+async def test_a_load_outlives_the_requests_that_gave_up(tmp_path: Path) -> None:
+    loads = 0
+
+    class Slow(OnnxRuntimeBackend):
+        async def load(self, entry: Entry) -> None:
+            nonlocal loads
+            loads += 1
+            await asyncio.sleep(0.1)
+            await super().load(entry)
+
+    catalog = Catalog(make_repository(tmp_path), Slow(), check_golden, {})
+    await catalog.refresh()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(acquire(catalog), 0.01)
+    assert await acquire(catalog) == "colours@1"
+    assert loads == 1
+
+
+async def test_the_version_before_answers_while_the_backend_lacks_the_newest(tmp_path: Path) -> None:
+    class Behind(OnnxRuntimeBackend):
+        async def load(self, entry: Entry) -> None:
+            if entry.version == 2:
+                raise BackendUnavailableError("not there yet")
+            await super().load(entry)
+
+    add_entry(tmp_path)
+    add_entry(tmp_path, version=2)
+    catalog = Catalog(tmp_path, Behind(), check_golden, {})
+    await catalog.refresh()
+    assert await acquire(catalog) == "colours@1"
+    with pytest.raises(BackendUnavailableError):
+        await acquire(catalog, "colours@2")
+
+
+async def test_the_watch_survives_what_it_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = await open_catalog(make_repository(tmp_path))
+    looks = 0
+
+    def failing(root: Path) -> None:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr("app.catalog._signature", failing)
+    watch = asyncio.create_task(catalog.watch(0.001))
+    while looks < 3:
+        await asyncio.sleep(0.001)
+    assert not watch.done()
+    watch.cancel()
+
+
+async def test_only_the_two_newest_versions_are_kept(tmp_path: Path) -> None:
+    for version in (1, 2, 10):
+        add_entry(tmp_path, version=version)
+    catalog = await open_catalog(tmp_path)
+    assert [version.number for version in catalog.models["colours"].versions] == [10, 2]
+
+
+async def test_requests_that_hold_a_vanished_version_finish(tmp_path: Path) -> None:
+    backend = OnnxRuntimeBackend()
+    catalog = Catalog(make_repository(tmp_path), backend, check_golden, {}, grace=0.1)
+    await catalog.refresh()
+    entry = await catalog.acquire(None, "classify", "classify")
+    shutil.rmtree(tmp_path / "colours")
+    await catalog.refresh()
+    await asyncio.sleep(0.01)
+    images = make_images(1)
+    await backend.infer(entry, {"image": images}, Ticket())
+    await asyncio.sleep(0.2)
+    with pytest.raises(InferenceError, match="not loaded"):
+        await backend.infer(entry, {"image": images}, Ticket())
+
+
+async def test_random_weights_answer_only_by_name(tmp_path: Path) -> None:
+    add_entry(tmp_path, "dice", source=Source(library="timm", architecture="x", weights="random"))
+    catalog = await open_catalog(tmp_path)
+    with pytest.raises(ModelNotChosenError, match="dice"):
+        await acquire(catalog)
+    assert await acquire(catalog, "dice") == "dice@1"

@@ -1,11 +1,9 @@
 """The gateway as a process: started by its command, spoken to by curl and raw sockets, stopped by signals."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,29 +13,22 @@ import httpx2
 import pytest
 from PIL import Image
 
+from app.client import Client
 from tests.factories import encode
+from tests.gateway import READY_SECONDS, VITRINE, environment, free_port
+from tests.gateway import gateway as started
 from tests.repository import add_entry
 
 RED = encode(Image.new("RGB", (40, 30), (200, 10, 10)), "PNG")
-VITRINE = Path(sys.executable).with_name("vitrine")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        assert process.poll() is None, process.communicate()
-        try:
-            if httpx2.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError(url)
+    with Client(url, timeout=5) as client:
+        until = time.monotonic() + READY_SECONDS
+        while not client.ready():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -46,13 +37,9 @@ def gateway(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     add_entry(repository)
     add_entry(repository, "slow", delay=1200)
     port = free_port()
-    environment = os.environ | {
-        "VITRINE_REPOSITORY": str(repository),
-        "VITRINE_DEFAULT_CLASSIFY": "colours",
-        "VITRINE_PORT": str(port),
-    }
+    variables = environment(repository=repository, default_classify="colours", port=port)
     command = [str(VITRINE), "serve"]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process)
         yield f"http://127.0.0.1:{port}", process
@@ -125,3 +112,12 @@ def test_a_signal_ends_it_cleanly_with_requests_in_flight(gateway, stop: signal.
     output, _ = process.communicate(timeout=20)
     assert "Traceback" not in output
     assert process.returncode in (0, -stop)
+
+
+def test_a_body_that_never_comes_gives_its_place_back(tmp_path: Path) -> None:
+    with started(add_entry(tmp_path / "repository").path.parents[1], max_requests=1, request_timeout=0.5) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as stalled:
+            stalled.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            assert b" 504 " in stalled.recv(1000)
+        assert httpx2.post(f"{url}/v1/classify", content=RED).status_code == 200

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from app import errors
+from app.api.errors import STATUS
 from app.api.schemas import ClassifyResponse
 from tests.factories import encode, make_jpeg, make_png
 from tests.repository import add_entry
@@ -110,7 +113,9 @@ def test_versions(client: TestClient, repository: Path) -> None:
     first = client.post("/v1/classify", content=RED).json()
     add_entry(repository, version=2)
     client.get("/v1/models")
-    newest = client.post("/v1/classify?model=colours", content=RED).json()
+    newest = first
+    while newest["version"] == 1:  # the loaded version answers until the new one is ready
+        newest = client.post("/v1/classify?model=colours", content=RED).json()
     old = client.post("/v1/classify?model=colours@1", content=RED).json()
     assert [answer["version"] for answer in (first, newest, old)] == [1, 2, 1]
     score, newer, older = (answer["results"][0]["predictions"][0]["score"] for answer in (first, newest, old))
@@ -239,3 +244,43 @@ def test_request_ids(client: TestClient) -> None:
     assert given.headers["X-Request-ID"] == given.json()["id"] == "order-66"
     unfit = client.post("/v1/classify", content=b"", headers={"X-Request-ID": "a b" * 100})
     assert unfit.headers["X-Request-ID"] == unfit.json()["request_id"] != "a b" * 100
+
+
+def test_a_failure_of_ours_is_in_the_log_under_its_request_id(
+    make_client, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_entry(repository, "fussy", poison=True)
+    client = make_client()
+    poison = encode(Image.new("RGB", (16, 16), (255, 0, 0)), "PNG")
+    client.post("/v1/classify?model=fussy", content=poison, headers={"X-Request-ID": "alone"})
+    client.post("/v1/classify?model=fussy", files=[("image", RED), ("image", poison)], headers={"X-Request-ID": "in-a-batch"})
+    client.post("/v1/classify?model=fussy", content=b"text", headers={"X-Request-ID": "the-clients"})
+    for request_id, logged in (("alone", True), ("in-a-batch", True), ("the-clients", False)):
+        assert (request_id in caplog.text) == logged
+
+
+def test_what_nobody_foresaw_is_a_500_without_details(make_client, caplog: pytest.LogCaptureFixture) -> None:
+    client = make_client()
+    client.app.router.routes.insert(0, Route("/broken", lambda request: 1 / 0))
+    response = client.get("/broken", headers={"X-Request-ID": "surprise"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "division" not in response.text
+    assert response.headers["X-Request-ID"] == "surprise"
+    assert "surprise" in caplog.text
+
+
+def test_a_form_of_a_thousand_parts_is_refused(client: TestClient) -> None:
+    for field in ("image", "note"):
+        response = client.post("/v1/classify", files=[(field, (None, b"x"))] * 1000)
+        assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    assert client.post("/v1/classify", json={"images": [0] * 1000}).status_code == 413
+
+
+def test_every_error_has_its_status() -> None:
+    leaves = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, errors.VitrineError)]
+    assert {error for error in leaves if not error.__subclasses__()} == set(STATUS)
+
+
+def test_errors_carry_the_time_of_the_stages_they_reached(client: TestClient) -> None:
+    timing = client.post("/v1/classify", content=BLUE[:200]).headers["Server-Timing"]
+    assert [part.partition(";")[0] for part in timing.split(", ")][:3] == ["read", "parse", "decode"]
