@@ -45,7 +45,8 @@ bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, 
 	    --checkpoint runs/convnext_50/model.safetensors --labels runs/convnext_50/labels.txt \
 	    --model-arg patch_size=2 --model-arg kernel_sizes=5 \
 	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 --model-arg output_stride=16 \
-	    --input-size 64 --resize 64 $(ARGS)
+	    --input-size 64 --resize 70 --licence Apache-2.0 \
+	    --description "50 everyday classes, trained by recipes/convnext_50.py" $(ARGS)
 
 docs: $(VENV)/.base ## write the settings table of docs/operations.md again
 	$(BIN)/python -m tests.test_operations
