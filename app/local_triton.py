@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +107,7 @@ class LocalTriton:
 
     def start(self) -> None:
         """Start the process in a group of its own, so that a Ctrl-C at the terminal reaches it through `stop` alone."""
+        self._end_models()
         self.process = subprocess.Popen(  # noqa: S603
             command(self.home, self.repository, self.ports, self._shared_memory),
             env=environment(self.home),
@@ -142,8 +144,7 @@ class LocalTriton:
     def stop(self) -> int:
         """End the server, by force when it does not in time, and give its exit status.
 
-        The processes of its models see for themselves, within seconds, that a killed server is gone; not all of them then
-        remove the memory they shared with it.
+        A killed server leaves the processes of its models, which may work on for ever, and the memory they shared with it.
         """
         assert self.process is not None
         if self.process.poll() is None:
@@ -153,6 +154,7 @@ class LocalTriton:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._end_models()
         for file in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108
             file.unlink(missing_ok=True)
         return self.process.returncode
@@ -165,6 +167,12 @@ class LocalTriton:
             self.stop()
             raise
         return self
+
+    def _end_models(self) -> None:
+        """They are in the server's process group, which outlives it as long as one of them runs."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()

@@ -235,3 +235,27 @@ async def test_run_serves_until_it_is_told_to_stop(
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output.decode()
     assert not server.answers()
+
+
+async def test_a_killed_server_leaves_no_process_of_its_models(tmp_path: Path) -> None:
+    add_entry(tmp_path / "repository")
+    with triton.serve(tmp_path / "repository") as server:
+        assert server.process is not None
+        group = server.process.pid
+        assert len(alive(group)) > 1  # the server and at least one model
+        server.process.kill()
+    until = time.monotonic() + 5
+    while alive(group):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group, those that only wait to be reaped left out."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                found.append(file.parent.name)
+    return found
