@@ -1,6 +1,7 @@
 """Second stage of an export: the network becomes the graph of the engine contract, pixels in, answers out."""
 
 import copy
+from functools import partial
 
 import onnx
 import torch
@@ -48,7 +49,7 @@ def fuse(loaded: Loaded) -> Fused:
     if loaded.onnx is None:
         raise ExportError("Nothing says what the ONNX model's input and output are.")
     graph, rewrites = compose_classifier(loaded.network, loaded.onnx, loaded.preprocessing, loaded.activation)
-    reference = OnnxNetwork(loaded.network, loaded.onnx).logits
+    reference = partial(OnnxNetwork(loaded.network, loaded.onnx).logits, activation=loaded.activation)
     return Fused(graph, reference, parameters=_count_initialisers(loaded.network), rewrites=rewrites)
 
 

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.spec import ExportError, OnnxInterface
+from export.spec import Activation, ExportError, OnnxInterface
 
 _FLOATS: dict[int, type[np.float32] | type[np.float16]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+
+_LEAST = float(np.finfo(np.float32).smallest_subnormal)
+_MOST = 1 - 1e-7
 
 
 class OnnxNetwork:
@@ -66,10 +69,14 @@ class OnnxNetwork:
             raise ExportError(f"onnxruntime cannot run the model: {error}") from error
         return np.concatenate(parts).astype(np.float32)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Normalised RGB float32 [B,3,H,W] -> logits float32 [B,C]; the logarithm where the model gives probabilities."""
+    def logits(self, images: Tensor, activation: Activation) -> Tensor:
+        """Normalised RGB float32 [B,3,H,W] -> logits float32 [B,C]; what `activation` makes the model's probabilities of."""
         output = torch.from_numpy(self.run(images.numpy()))
-        return output if self.interface.output == "logits" else output.clamp_min(1e-30).log()
+        if self.interface.output == "logits":
+            return output
+        # float32 holds far smaller probabilities than distances from one, so that the two ends are not alike.
+        probabilities = output.double().clamp(_LEAST, _MOST)
+        return (probabilities.log() if activation == "softmax" else probabilities.logit()).float()
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return cast("NDArray[Any]", self._session.run([self.output.name], {self.input.name: inputs})[0])

@@ -18,6 +18,8 @@ def make_classifier(
     dtype: int = TensorProto.FLOAT,
     output: str = "logits",
     reshape: bool = False,
+    activation: str = "Softmax",
+    bias: float = 0,
 ) -> onnx.ModelProto:
     """A convolution with weights that differ by colour and place, global mean, Gemm; its names are those of torch.onnx."""
     random = np.random.default_rng(0)
@@ -25,7 +27,7 @@ def make_classifier(
     weights = {
         "conv": random.standard_normal((8, 3, 5, 5)) / 8,
         "head": random.standard_normal((CLASSES, 8)) * 4,
-        "bias": random.standard_normal(CLASSES),
+        "bias": random.standard_normal(CLASSES) + bias,
     }
     initialisers = [numpy_helper.from_array(value.astype(numpy_type), name) for name, value in weights.items()]
     nodes = [helper.make_node("Transpose", ["input"], ["planar"], perm=[0, 3, 1, 2])] if layout == "NHWC" else []
@@ -41,7 +43,7 @@ def make_classifier(
         nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
     nodes.append(helper.make_node("Gemm", ["flat", "head", "bias"], ["logits"], transB=1))
     if output == "probabilities":
-        nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1))
+        nodes.append(helper.make_node(activation, ["logits"], ["probabilities"]))
     shape: list[Any] = [batch, 3, size, size] if layout == "NCHW" else [batch, size, size, 3]
     graph = helper.make_graph(
         nodes,

@@ -12,8 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from app.manifest import Preprocessing, Source
+from export.agreement import TOLERANCES, Scores, compare, distance
 from export.fuse import fuse
 from export.informative import sample_images
+from export.onnx_network import OnnxNetwork
 from export.spec import ExportError, Loaded, OnnxInterface, image_tensor
 from export.to_onnx import to_onnx
 from tests.export.small_onnx import CLASSES, SIZE, make_classifier
@@ -30,6 +32,7 @@ PREPROCESSING = Preprocessing(
     std=(0.5, 0.6, 0.7),
 )
 IMAGES = sample_images(PREPROCESSING, 8, seed=2)
+IMAGES_NORMALISED = image_tensor(IMAGES, PREPROCESSING).numpy()
 
 
 def make_loaded(model: onnx.ModelProto, interface: OnnxInterface, **fields: Any) -> Loaded:
@@ -138,6 +141,28 @@ def test_sigmoid(tmp_path: Path) -> None:
     expected = fuse(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).sigmoid()
 
     np.testing.assert_allclose(answers(loaded, tmp_path), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-40.0, 0.0, 12.0])
+def test_several_labels_at_once_as_probabilities_are_what_the_reference_says(logit: float, tmp_path: Path) -> None:
+    """Also where they are almost 0 or 1."""
+    model = make_classifier(output="probabilities", activation="Sigmoid", bias=logit)
+    loaded = make_loaded(model, OnnxInterface(output="probabilities"), activation="sigmoid")
+    served = Scores.of_probabilities(answers(loaded, tmp_path), "sigmoid")
+    reference = Scores.of_logits(fuse(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).numpy(), "sigmoid")
+
+    assert all(check.passed for check in compare("it", served, reference, TOLERANCES["fp32"].engine))
+
+
+def test_a_probability_of_zero_is_what_the_reference_says() -> None:
+    model = make_classifier(output="probabilities")
+    head = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    head.CopyFrom(numpy_helper.from_array(np.array([0, 0, 0, 0, -500], np.float32), "bias"))
+    loaded = make_loaded(model, OnnxInterface(output="probabilities"))
+    served = Scores.of_probabilities(OnnxNetwork(model, OnnxInterface()).run(IMAGES_NORMALISED), "softmax")
+    reference = Scores.of_logits(fuse(loaded).reference(torch.from_numpy(IMAGES_NORMALISED)).numpy(), "softmax")
+
+    assert distance(served, reference, 1.0).max() < 1e-3
 
 
 def test_a_model_in_half_precision(tmp_path: Path) -> None:
