@@ -44,8 +44,9 @@ def main(  # noqa: PLR0917 -- typer reads the options from the parameters
         list[str] | None, _option(_NETWORK, "An argument of the network's constructor; may be repeated.", metavar="KEY=VALUE")
     ] = None,
     activation: Annotated[
-        Literal["softmax", "sigmoid"], _option(_NETWORK, "sigmoid where several classes hold at once.")
-    ] = "softmax",
+        Literal["softmax", "sigmoid"] | None,
+        _option(_NETWORK, "sigmoid where several classes hold at once.", show_default="what the source says, else softmax"),
+    ] = None,
     input_size: Annotated[str | None, _option(_PICTURE, "What the network sees.", metavar="N|HxW")] = None,
     resize: Annotated[
         str | None, _option(_PICTURE, "N: shortest edge; HxW: stretch. The centre is cut out.", metavar="N|HxW")
@@ -71,14 +72,19 @@ def main(  # noqa: PLR0917 -- typer reads the options from the parameters
     licence: Annotated[str | None, _option(_ENTRY, "Of the weights.", "--licence", "--license")] = None,
     description: Annotated[str, _option(_ENTRY, "One sentence for people.")] = "",
     seed: Annotated[int, _option(_ENTRY, "Of random weights.")] = 0,
+    debug: Annotated[bool, _option(_ENTRY, "Show the traceback of what nobody foresaw.", "--debug")] = False,
 ) -> None:
     """Make a verified engine of a network and publish it in a model repository."""
     given = locals()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    from export.report import run  # noqa: PLC0415 -- torch takes seconds that --help and a wrong flag need not wait for
-
-    raise typer.Exit(run(_request(given), Console(file=sys.stdout), Console(file=sys.stderr, stderr=True)))
+    err = Console(file=sys.stderr, stderr=True)
+    try:
+        from export.report import run  # noqa: PLC0415 -- torch takes seconds that --help and a wrong flag need not wait for
+    except ModuleNotFoundError as error:
+        err.print(rf'{error.name} is not installed; what exporting needs comes with: pip install -e ".\[export]"', soft_wrap=True)
+        raise typer.Exit(2) from error
+    raise typer.Exit(run(_request(given), Console(file=sys.stdout), err, debug=debug))
 
 
 def _request(given: dict[str, Any]) -> "ExportRequest":

@@ -47,6 +47,7 @@ SCALED = Limits(0.5, 0.2, 0.2)
 PIXEL_SHARE = 0.002  # of the values may be off by more than one level
 PIXEL_LEVELS = 16  # and none by more than this
 SENSITIVITY = 3  # what must be seen moves the logits of the median image by this many times the tolerance
+_NEAR_ONE = 1e-4  # distances from 1 below it are too coarse in float32
 _FAINT = -80.0  # log-probabilities below it are lost in float32
 _LEAST = np.finfo(np.float32).smallest_subnormal  # stands for a zero, whose logarithm JSON cannot hold
 
@@ -77,6 +78,11 @@ class Scores:
     def probabilities(self) -> Array:
         return np.exp(self.log)
 
+    @property
+    def log_complement(self) -> Array:
+        """log(1 - p). Below 1 float32 has steps of 6e-8, so that what lies within a thousand of them counts as equal."""
+        return np.log(np.maximum(-np.expm1(self.log), _NEAR_ONE))
+
     def rows(self, rows: Array) -> "Scores":
         return Scores(self.log[rows], self.activation, self.scale)
 
@@ -93,7 +99,10 @@ def compare(what: str, served: Scores, reference: Scores, limits: Limits) -> Ite
 def distance(one: Scores, other: Scores, scale: float) -> Array:
     """[B]: the largest difference of log-probability per image, over classes that float32 can still tell from zero."""
     visible = ~(np.maximum(one.log, other.log) <= _FAINT)  # not a number is visible
-    largest: Array = np.where(visible, np.abs(one.log - other.log), 0).max(axis=1) / scale
+    difference = np.abs(one.log - other.log)
+    if one.activation == "sigmoid":  # a confident yes shows in its distance from 1, as far as float32 tells it
+        difference = np.maximum(difference, np.abs(one.log_complement - other.log_complement))
+    largest: Array = np.where(visible, difference, 0).max(axis=1) / scale
     return largest
 
 

@@ -9,7 +9,8 @@ def choose_labels(file: Path | None, known: tuple[str, ...], num_classes: int) -
     """The lines of `file`, else what the library knows; none when neither has `num_classes` of them.
 
     Raises:
-        ExportError: the file cannot be read, or has another number of lines than the network has classes.
+        ExportError: the file cannot be read, has an empty or repeated line, or another number of lines than the network has
+            classes.
     """
     if file is None:
         return known if len(known) == num_classes else ()
@@ -22,7 +23,13 @@ def choose_labels(file: Path | None, known: tuple[str, ...], num_classes: int) -
 def read_labels(file: Path) -> tuple[str, ...]:
     """One label per line, UTF-8; blank lines at the end do not count."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"The labels {file} cannot be read: {error}.") from error
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+    labels = tuple(line.strip() for line in text.rstrip().splitlines())
+    for number, label in enumerate(labels, start=1):
+        if not label or label in labels[: number - 1]:
+            raise ExportError(
+                f"Line {number} of {file} {f'repeats {label!r}' if label else 'is empty'}; every class needs a label."
+            )
+    return labels

@@ -43,12 +43,11 @@ def _publish_first(staged: Staged, model: Path) -> Path | None:
 def _publish_next(staged: Staged, model: Path) -> Path:
     check_fits(model, staged.manifest)
     config = staged.path.parent / CONFIG_FILE
+    while not _move(staged.path, path := model / str(next_version(model))):
+        pass
     if not (model / CONFIG_FILE).exists() or (model / CONFIG_FILE).read_bytes() != config.read_bytes():
         config.replace(model / CONFIG_FILE)
-    while True:
-        path = model / str(next_version(model))
-        if _move(staged.path, path):
-            return path
+    return path
 
 
 def _move(source: Path, target: Path) -> bool:

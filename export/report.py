@@ -24,7 +24,7 @@ _STAGES = {
 }
 
 
-def run(request: ExportRequest, out: Console, err: Console) -> int:
+def run(request: ExportRequest, out: Console, err: Console, *, debug: bool = False) -> int:
     """Export with the stages shown on `err` and the summary on `out`; gives the exit code."""
     try:
         with _stages(err) as listener:
@@ -32,6 +32,13 @@ def run(request: ExportRequest, out: Console, err: Console) -> int:
     except ExportError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        err.print(f"[bold red]error:[/] {escape(f'{type(error).__name__}: {reason}')}", soft_wrap=True)
+        err.print("The network or the exporter did not expect this; --debug shows where. Nothing was published.", soft_wrap=True)
+        return ExportError.exit_code
     out.print(_summary(published))
     out.print("Try it:", highlight=False)
     out.print(f"  {_next_command(published, request)}", highlight=False, soft_wrap=True)

@@ -75,7 +75,7 @@ class ExportRequest:
     model_args: dict[str, Any] = field(default_factory=dict)
     preprocessing: PreprocessingOverrides = field(default_factory=PreprocessingOverrides)
     onnx: OnnxInterface = field(default_factory=OnnxInterface)
-    activation: Activation = "softmax"
+    activation: Activation | None = None  # None: what the source says, else softmax
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: Precision = "fp32"
     max_batch: int = 8

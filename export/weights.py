@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,23 +39,27 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     dropped: tuple[str, ...] = ()
 
-    def report(self) -> WeightsReport:
-        return WeightsReport(self.file.name, self.sha256, self.wrapper, self.prefix, missing=(), unexpected=self.dropped)
+    def report(self, missing: tuple[str, ...]) -> WeightsReport:
+        return WeightsReport(self.file.name, self.sha256, self.wrapper, self.prefix, missing, unexpected=self.dropped)
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why tensors are not those of a network. `mismatched`: key -> (shape in the checkpoint, shape in the network)."""
+    """Why tensors are not those of a network. `mismatched`: key -> (shape in the checkpoint, shape in the network).
+
+    `heads` are the keys of the network that can be those of a classifier: a linear map or a convolution with an output per class.
+    """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    heads: frozenset[str] = frozenset()
 
     def head(self) -> tuple[int, int] | None:
         """The classes (in the checkpoint, in the network) when nothing but the first axis of a head's tensors differs."""
         rows = {(theirs[:1], ours[:1]) for theirs, ours in self.mismatched.values()}
         same_columns = all(theirs[1:] == ours[1:] for theirs, ours in self.mismatched.values())
-        if self.missing or self.unexpected or len(rows) != 1 or not same_columns:
+        if self.missing or self.unexpected or len(rows) != 1 or not same_columns or not self.heads.issuperset(self.mismatched):
             return None
         ((theirs,), (ours,)) = rows.pop()
         return theirs, ours
@@ -72,7 +76,7 @@ class Misfit:
 def read_checkpoint(file: Path, network: nn.Module) -> Checkpoint:
     """Read .safetensors, or a torch file with `weights_only=True`, and take wrappers and prefixes off.
 
-    A prefix is taken off when every key has it and no key of `network` has.
+    Prefixes that every key has are taken off as far as that makes the most keys those of `network`.
 
     Raises:
         ExportError: the file is missing, damaged, holds code, or holds no tensors.
@@ -134,11 +138,24 @@ def _unwrap(content: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def _strip(tensors: dict[str, Tensor], network: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:
+    """The prefix to take off and the tensors without it; where no key is the network's, all that none of its keys has."""
+    stripped = dict(_peel(tensors))
+    shared = {taken: len(network.keys() & keys.keys()) for taken, keys in stripped.items()}
+    best = max(stripped, key=lambda taken: shared[taken])  # of equals the first, with the least taken off
+    if not shared[best]:
+        foreign = (taken for taken in stripped if not any(key.startswith(taken) for key in network))
+        best = max(foreign, key=len, default="")
+    return best or None, stripped[best]
+
+
+def _peel(tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors with ever more prefixes taken off, and what was taken."""
     taken = ""
     while True:
+        yield taken, tensors
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
-        if prefix is None or any(key.startswith(prefix) for key in network):
-            return taken or None, tensors
+        if prefix is None:
+            return
         taken += prefix
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
 
@@ -154,8 +171,21 @@ def misfit(network: nn.Module, tensors: Mapping[str, Tensor]) -> Misfit | None:
         for key, value in own.items()
         if key in tensors and tensors[key].shape != value.shape
     }
-    found = Misfit(missing, unexpected, mismatched)
+    found = Misfit(missing, unexpected, mismatched, _heads(network))
     return found if missing or unexpected or mismatched else None
+
+
+def _heads(network: nn.Module) -> frozenset[str]:
+    """The keys of linear maps and convolutions with as many outputs as the network says it has classes, if it says so."""
+    classes = getattr(network, "num_classes", getattr(network, "num_labels", None))
+    linear = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    owners = [(name, module) for name, module in network.named_modules() if isinstance(module, linear)]
+    return frozenset(
+        f"{name}.{key}".removeprefix(".")
+        for name, module in owners
+        for key in ("weight", "bias")
+        if not isinstance(classes, int) or module.weight.shape[0] == classes
+    )
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> WeightsReport:
@@ -168,7 +198,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> WeightsReport:
     if problem is not None:
         raise misfit_error(checkpoint, problem)
     network.load_state_dict(checkpoint.tensors, strict=False)  # strict but for the counters that `misfit` lets be missing
-    return checkpoint.report()
+    return checkpoint.report(missing=tuple(key for key in network.state_dict() if key not in checkpoint.tensors))
 
 
 def misfit_error(checkpoint: Checkpoint, problem: Misfit) -> ExportError:

@@ -46,7 +46,9 @@ def record(version: Path, figures: dict[str, float]) -> None:
     file = version / MANIFEST_FILE
     document = json.loads(file.read_text())
     document["verification"]["accuracy"] = figures
-    file.write_text(Manifest.model_validate(document).model_dump_json(indent=2) + "\n")
+    beside = file.with_suffix(".tmp")
+    beside.write_text(Manifest.model_validate(document).model_dump_json(indent=2) + "\n")
+    beside.replace(file)  # a running gateway reads the old manifest or the new one
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         preprocessing=preprocessing,
         num_classes=num_classes,
         labels=choose_labels(request.labels, (), num_classes),
-        activation=request.activation,
+        activation=request.activation or "softmax",
         source=describe_source(
             request,
             "onnx",

@@ -49,7 +49,7 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         preprocessing=preprocessing,
         num_classes=num_classes,
         labels=choose_labels(request.labels, (), num_classes),
-        activation=request.activation,
+        activation=request.activation or "softmax",
         source=describe_source(request, "python", f"{file.name}:{factory}", arguments=request.model_args, report=report),
         weights=report,
     )

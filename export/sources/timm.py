@@ -42,7 +42,7 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         preprocessing=preprocessing,
         num_classes=num_classes,
         labels=choose_labels(request.labels, _labels(config) if pretrained else (), num_classes),
-        activation=request.activation,
+        activation=request.activation or "softmax",
         source=describe_source(
             request,
             "timm",
@@ -116,7 +116,9 @@ def _fit(network: Any, checkpoint: Checkpoint, identifier: str, arguments: dict[
         return load_weights(network, checkpoint)
     overlay = {"state_dict": checkpoint.tensors, "num_classes": network.num_classes, "label_offset": 0, "custom_load": False}
     try:
-        converted = timm.create_model(identifier, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+        # Some families are lenient by default and would leave what is missing at random.
+        strict = {"pretrained": True, "pretrained_cfg_overlay": overlay, "pretrained_strict": True}
+        converted = timm.create_model(identifier, **strict, **arguments)
     except Exception as error:
         sizes = dict(_HEAD_SIZE.findall(str(error)))
         classifiers = {str(network.pretrained_cfg.get("classifier"))} & sizes.keys()
@@ -124,7 +126,7 @@ def _fit(network: Any, checkpoint: Checkpoint, identifier: str, arguments: dict[
             raise head_error(checkpoint, int(sizes[classifiers.pop()]), network.num_classes) from error
         raise misfit_error(checkpoint, problem) from error
     network.load_state_dict(converted.state_dict())
-    return checkpoint.report()
+    return checkpoint.report(missing=())
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:

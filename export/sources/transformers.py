@@ -13,7 +13,7 @@ from export.informative import informative_weights
 from export.labels import choose_labels
 from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
-from export.spec import ExportError, ExportRequest, Loaded, MissingToolError, PreprocessingOverrides
+from export.spec import Activation, ExportError, ExportRequest, Loaded, MissingToolError, PreprocessingOverrides
 from export.weights import load_weights, read_checkpoint
 
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
@@ -61,7 +61,7 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         preprocessing=preprocessing,
         num_classes=num_classes,
         labels=choose_labels(request.labels, _labels(config), num_classes),
-        activation=request.activation,
+        activation=request.activation or _activation(config),
         source=describe_source(
             request,
             "transformers",
@@ -72,6 +72,13 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         ),
         weights=report,
     )
+
+
+def _activation(config: Any) -> Activation:
+    """What transformers' own pipeline makes of the logits."""
+    if config.problem_type == "regression":
+        raise ExportError("The model is for regression, its outputs are no probabilities; only classifiers are served.")
+    return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
 
 
 def _config(transformers: Any, request: ExportRequest, identifier: str) -> Any:

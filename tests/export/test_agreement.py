@@ -99,3 +99,11 @@ def test_the_document_tells_these_tolerances() -> None:
     for precision, limit in TOLERANCES.items():
         figures = (*astuple(limit.engine)[:2], *astuple(limit.path)[:2], limit.golden)
         assert f"| {precision} | {' | '.join(f'{figure:g}' for figure in figures)} |" in document
+
+
+def test_sigmoid_sees_a_confident_yes_that_lost_its_confidence() -> None:
+    reference = Scores.of_logits(np.array([[8.0, -8.0, 0.0]]), "sigmoid")
+    doubtful = Scores.of_probabilities(sigmoid(np.array([[5.0, -8.0, 0.0]])), "sigmoid")
+    surer = Scores.of_probabilities(sigmoid(np.array([[8.0, -8.0, 0.0]])), "sigmoid")
+    assert distance(doubtful, reference, 1.0)[0] > 1
+    assert distance(surer, reference, 1.0)[0] < 1e-3

@@ -42,7 +42,7 @@ def parsed(call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Call
     def run(*arguments: object) -> ExportRequest:
         seen: list[ExportRequest] = []
 
-        def note(request: ExportRequest, out: Console, err: Console) -> int:
+        def note(request: ExportRequest, out: Console, err: Console, *, debug: bool) -> int:
             seen.append(request)
             return 0
 
@@ -219,3 +219,23 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     assert "error: 'nonsense' is not a source" in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+def test_what_nobody_foresaw_is_a_sentence_unless_debugging(call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(request: ExportRequest, listener: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(export.report, "export", fail)
+    result = call("timm/x", "--random-init")
+    assert result.exit_code == 1
+    assert "surprise" in result.output
+    assert "Traceback" not in result.output
+    with pytest.raises(KeyError):
+        call("timm/x", "--random-init", "--debug")
+
+
+def test_without_torch_it_says_what_to_install(call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "export.report", None)
+    result = call("timm/x", "--random-init")
+    assert result.exit_code == 2
+    assert 'pip install -e ".[export]"' in result.output

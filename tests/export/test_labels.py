@@ -32,3 +32,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "labels.txt", tmp_path / "missing.txt"):
         with pytest.raises(ExportError, match=file.name):
             choose_labels(file, (), 1)
+
+
+@pytest.mark.parametrize(("text", "line"), [("a\n\nb\n", "Line 2"), ("a\nb\na\n", "Line 3")])
+def test_every_class_has_a_label_of_its_own(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+
+    with pytest.raises(ExportError, match=line):
+        choose_labels(tmp_path / "labels.txt", (), 3)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+
+    assert choose_labels(tmp_path / "labels.txt", (), 2) == ("cat", "dog")

@@ -81,6 +81,19 @@ def test_a_prefix_that_is_the_networks_own_stays(tensors: dict[str, Tensor], tmp
     assert report.prefix == "module."
 
 
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "module._orig_mod."])
+def test_a_prefix_around_the_networks_own_is_taken_off(tensors: dict[str, Tensor], tmp_path: Path, prefix: str) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = SmallNet(num_classes=5)
+
+    network = Wrapped()
+    report = load_weights(network, read_checkpoint(save(prefixed(prefix + "model.", tensors), tmp_path / "a.pth"), network))
+
+    assert report.prefix == prefix
+
+
 def test_the_counter_of_averaging_is_left_out_and_reported(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     content = {"n_averaged": torch.tensor(7), **prefixed("module.", tensors)}
     network = SmallNet(num_classes=5)
@@ -109,9 +122,11 @@ def test_batch_norm_counters_may_be_missing(tensors: dict[str, Tensor], tmp_path
     content = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
     network = SmallNet(num_classes=5)
 
-    load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network))
+    report = load_weights(network, read_checkpoint(save(content, tmp_path / "a.pth"), network))
 
     assert torch.equal(network.stem.weight, tensors["stem.weight"])
+    assert report.missing == tuple(key for key in tensors if key.endswith("num_batches_tracked"))
+    assert report.missing
 
 
 def test_a_head_of_another_size_names_the_flag(tensors: dict[str, Tensor], tmp_path: Path) -> None:
@@ -126,6 +141,37 @@ def test_another_width_is_no_matter_of_classes(tensors: dict[str, Tensor], tmp_p
 
     with pytest.raises(ExportError, match=r"of another shape: stem.weight \[12, 3, 4, 4\] instead of \[10, 3, 4, 4\]"):
         load_weights(network, read_checkpoint(save(tensors, tmp_path / "a.pth"), network))
+
+
+class Attention(SmallNet):
+    """A SmallNet with a table whose length goes with the image size, as BEiT's relative positions do."""
+
+    def __init__(self, positions: int, num_classes: int = 5) -> None:
+        super().__init__(num_classes)
+        self.position_table = nn.Parameter(torch.zeros(positions, 2))
+
+
+class Embedded(SmallNet):
+    def __init__(self, positions: int, num_classes: int = 5) -> None:
+        super().__init__(num_classes)
+        self.position = nn.Embedding(positions, 2)
+
+
+class Counted(SmallNet):
+    """A network that says how many classes it has, and has another linear map that does not give them."""
+
+    def __init__(self, outputs: int, num_classes: int = 5) -> None:
+        super().__init__(num_classes)
+        self.num_classes = num_classes
+        self.side = nn.Linear(3, outputs)
+
+
+@pytest.mark.parametrize("kind", [Attention, Embedded, Counted])
+def test_another_image_size_is_no_matter_of_classes(kind: Any, tmp_path: Path) -> None:
+    network = kind(9)
+
+    with pytest.raises(ExportError, match=r"of another shape: .* \[16(, \d)?\] instead of \[9(, \d)?\]"):
+        load_weights(network, read_checkpoint(save(kind(16).state_dict(), tmp_path / "a.pth"), network))
 
 
 class Payload:
