@@ -198,3 +198,27 @@ def test_flags_come_before_the_processor() -> None:
     assert (ours.policy, ours.resize_height, ours.resize_width, ours.height) == ("stretch", 100, 110, 96)
     assert (ours.interpolation, ours.mean, ours.std) == ("lanczos", (0.5,) * 3, (0.25,) * 3)
     assert from_processor(transformers.ViTImageProcessor(), PreprocessingOverrides(input_size=(96, 96))).resize_height == 96
+
+
+@pytest.mark.parametrize(
+    ("problem", "asked", "activation"),
+    [
+        ("multi_label_classification", None, "sigmoid"),
+        ("multi_label_classification", "softmax", "softmax"),
+        ("single_label_classification", None, "softmax"),
+        (None, None, "softmax"),
+    ],
+)
+def test_the_configuration_says_what_the_logits_mean(home: Path, problem: str | None, asked: Any, activation: str) -> None:
+    config = json.loads((home / "config.json").read_text())
+    (home / "config.json").write_text(json.dumps(config | {"problem_type": problem}))
+
+    assert load(request(home, weights="pretrained", activation=asked)).activation == activation
+
+
+def test_a_regression_is_refused(home: Path) -> None:
+    config = json.loads((home / "config.json").read_text())
+    (home / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+
+    with pytest.raises(ExportError, match="regression"):
+        load(request(home, weights="pretrained"))
