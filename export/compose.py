@@ -66,7 +66,15 @@ def _only(network: OnnxNetwork) -> onnx.ModelProto:
 
 
 def _at_supported_version(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at an opset and IR version that current Triton images load."""
+    """The model at an opset and IR version that current Triton images load, without the weights that IR 3 lists as inputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    model = copy
+    model.ir_version = min(max(model.ir_version, 8), MAX_IR)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     target = min(max(opset, _MIN_OPSET), MAX_OPSET)
     if opset != target:
@@ -74,11 +82,7 @@ def _at_supported_version(model: onnx.ModelProto) -> onnx.ModelProto:
             model = version_converter.convert_version(model, target)
         except Exception as error:
             raise ExportError(f"The model's opset {opset} cannot be converted to {target}: {error}") from error
-    else:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        model = copy
-    model.ir_version = min(max(model.ir_version, 8), MAX_IR)
+        model.ir_version = min(max(model.ir_version, 8), MAX_IR)
     return model
 
 

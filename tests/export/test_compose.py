@@ -216,3 +216,18 @@ def test_the_users_model_is_left_as_it_is() -> None:
     fuse(make_loaded(model, OnnxInterface()))
 
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_are_inputs_too(tmp_path: Path, ir_version: int) -> None:
+    model = make_classifier()
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    model.ir_version = ir_version
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    interface = OnnxInterface(input_name=plain.graph.input[0].name)
+
+    np.testing.assert_allclose(
+        answers(make_loaded(model, interface), tmp_path), answers(make_loaded(plain, interface), tmp_path), atol=1e-6
+    )
