@@ -34,6 +34,8 @@ class ClassifyResult:
 
 
 class Classify:
+    """Classify images: the best labels with their probabilities."""
+
     name = "classify"
     role = "classify"
 
