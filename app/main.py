@@ -17,10 +17,10 @@ from app.admission import Admission, PixelBudget
 from app.api import errors
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
-from app.api.middleware import RequestIds
+from app.api.middleware import DirectPosts, RequestIds
 from app.api.models import model_router
 from app.api.services import Services
-from app.api.tasks import task_router
+from app.api.tasks import task_endpoints, task_router
 from app.backends.base import Backend
 from app.backends.fake import FakeBackend
 from app.backends.onnxruntime import OnnxRuntimeBackend
@@ -87,10 +87,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         static_url="/docs/assets",
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # it would ask per request
     )
     errors.install(app)
+    endpoints = task_endpoints(services)
+    app.add_middleware(DirectPosts, endpoints=endpoints)
     app.add_middleware(RequestIds)
-    for router in (task_router(services), model_router(services), health_router(services)):
+    for router in (task_router(endpoints), model_router(services), health_router(services)):
         app.include_router(router)
     return app
 

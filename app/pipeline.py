@@ -68,7 +68,10 @@ class Pipeline:
         """
         async with ticket.within_deadline():
             entry = await self.catalog.acquire(model, task.name, task.role)
-            prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
+            if len(images) == 1:
+                prepared = [await self._prepare(images[0], entry, ticket)]
+            else:
+                prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
             outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
         with ticket.stage("finish"):
             rows = iter(outputs)

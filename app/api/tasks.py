@@ -1,14 +1,14 @@
 """`POST /v1/TASK` for every task, generated from the table: admit, read, parse, run the pipeline, encode."""
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
@@ -25,6 +25,8 @@ from app.pipeline import Answer, Item
 from app.tasks import TASKS
 from app.tasks.base import AnyTask
 from app.tasks.classify import ClassifyResult
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 CLIENT_CLOSED_REQUEST = 499
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes
@@ -47,16 +49,22 @@ def encode_classify(result: ClassifyResult) -> dict[str, Any]:
 TASK_ROUTES = (TaskRoute(TASKS["classify"], schemas.ClassifyRequest, schemas.ClassifyResponse, encode_classify),)
 
 
-def task_router(services: Services) -> APIRouter:
-    """`POST /v1/TASK` for every task."""
-    router = APIRouter(prefix="/v1", tags=["tasks"])
+def task_endpoints(services: Services) -> dict[str, Endpoint]:
+    """What answers `POST` on the path of every task."""
+    return {f"/v1/{route.task.name}": _endpoint(route, services) for route in TASK_ROUTES}
+
+
+def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
+    """The routes of all tasks, with their description."""
+    router = APIRouter(tags=["tasks"])
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": schemas.ProblemResponse} for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
     }
     for route in TASK_ROUTES:
+        path = f"/v1/{route.task.name}"
         router.add_api_route(
-            f"/{route.task.name}",
-            _endpoint(route, services),
+            path,
+            endpoints[path],
             methods=["POST"],
             summary=(route.task.__doc__ or route.task.name).splitlines()[0],
             operation_id=route.task.name,
@@ -67,7 +75,7 @@ def task_router(services: Services) -> APIRouter:
     return router
 
 
-def _endpoint(route: TaskRoute, services: Services) -> Callable[[Request], Any]:
+def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         call = _Call(request.state.request_id, route.task.name)
         try:
@@ -196,7 +204,7 @@ def _respond(route: TaskRoute, answer: Answer, parsed: Parsed, ticket: Ticket) -
         "results": [_item(index, item, route, ticket.id) for index, item in enumerate(answer.items)],
     }
     status = 422 if len(failed) == len(answer.items) else 200
-    return Response(json.dumps(body, ensure_ascii=False, allow_nan=False).encode(), status, media_type="application/json")
+    return Response(orjson.dumps(body), status, media_type="application/json")
 
 
 def _item(index: int, item: Item, route: TaskRoute, request_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.backends.base import Tensors
 from app.decode import ImageInfo
@@ -53,6 +54,14 @@ class Classify:
         top_k = min(5, classes) if options.top_k is None else options.top_k
         if not 1 <= top_k <= classes:
             raise InvalidValueError(f"top_k must be between 1 and {classes} for {entry.manifest.model}.", field="top_k")
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
         labels = entry.manifest.labels
-        return ClassifyResult(tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in best))
+        return ClassifyResult(
+            tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in _best(probabilities, top_k))
+        )
+
+
+def _best(probabilities: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The indices of the `count` highest; sorts those alone, since a model may know thousands of classes."""
+    last = np.partition(probabilities, -count)[-count]
+    candidates = np.flatnonzero(probabilities >= last)
+    return candidates[np.argsort(-probabilities[candidates], kind="stable")[:count]]
