@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import __version__
 from app.admission import Admission, PixelBudget
-from app.api import errors
+from app.api import errors, status
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
 from app.api.middleware import DirectPosts, RequestIds
@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), model_router(services), health_router(services)):
         app.include_router(router)
+    status.install(app)
     return app
 
 

@@ -28,9 +28,9 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 @contextmanager
-def gateway(repository: Path, **settings: object) -> Iterator[str]:
+def gateway(repository: Path, *, port: int | None = None, **settings: object) -> Iterator[str]:
     """The address of `vitrine serve` on `repository`, ready inside; its log is `gateway.log` beside the repository."""
-    port = free_port()
+    port = port or free_port()
     variables = environment(repository=repository, port=port, **settings)
     with (repository.parent / "gateway.log").open("ab") as log:
         process = subprocess.Popen([VITRINE, "serve"], env=variables, cwd=repository.parent, stdout=log, stderr=subprocess.STDOUT)
