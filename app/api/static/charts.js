@@ -71,13 +71,14 @@ export class Chart {
     });
     return {
       ...this.size(),
+      cursor: { drag: { setScale: false } }, // the next row would undo a zoom
       series: [{ label: "Time", value: (_, seconds) => clock(seconds) }, ...lines],
       scales: {
         x: { range: (_, first, last) => [Math.min(first, last - SHOWN_AT_LEAST * this.every), last] },
         y: { range: (_, __, highest) => [0, highest > 0 ? 1.1 * highest : 1] },
       },
       axes: [
-        { ...axis, space: 90, values: (_, ticks) => ticks.map(clock) },
+        { ...axis, size: 34, space: 90, values: (_, ticks) => ticks.map(clock) },
         { ...axis, size: 56 },
       ],
     };
