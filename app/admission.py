@@ -4,11 +4,12 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from app import metrics
 from app.errors import CapacityError, DeadlineError, TooLargeError
 
 EXPIRED = "The request's time ran out; send fewer or smaller images, or allow more time."
@@ -19,8 +20,9 @@ class Ticket:
     """What a request carries through the pipeline: its id, deadline, cancellation and the time spent per stage.
 
     `deadline` is a value of `time.monotonic()`. `cancelled` means that nobody waits for the answer, `departed` that the client
-    hung up. `bytes` is what its body holds in memory. `stages` holds seconds; the images of
-    one request add up.
+    hung up. `bytes` is what its body holds in memory. `model` is the name of the model that answers, once it is found. `stages`
+    holds seconds; the images of one request add up. While a trace is recorded, `spans` holds every stretch of a stage as (stage,
+    began, ended), times of `time.perf_counter()`, and `context` the headers that hand the trace on to other servers.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -28,7 +30,10 @@ class Ticket:
     cancelled: bool = False
     departed: bool = False
     bytes: int = 0
+    model: str = ""
     stages: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, float, float]] | None = None
+    context: Mapping[str, str] | None = None
 
     @property
     def remaining(self) -> float:
@@ -49,28 +54,33 @@ class Ticket:
         """Cancel the block when the time is over and raise DeadlineError."""
         return _WithinDeadline(None if self.deadline == float("inf") else self.remaining)
 
-    def record(self, stage: str, seconds: float) -> None:
+    def record(self, stage: str, seconds: float, ended: float | None = None) -> None:
+        """Add to the time of a stage that ended at `ended` of `time.perf_counter()`, by default just now."""
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+        if self.spans is not None:
+            ended = time.perf_counter() if ended is None else ended
+            self.spans.append((stage, ended - seconds, ended))
 
-    def stage(self, name: str) -> "_Stage":
-        """Record the time of the block, also when it fails."""
-        return _Stage(self, name)
+    def stage(self, name: str) -> "Timing":
+        """Time the block as (a part of) a stage."""
+        return Timing(self, name)
 
 
-class _Stage:
-    """Not a generator: every request enters eight of these."""
+class Timing:
+    """A block whose time is recorded on a ticket; a class, since it is entered a dozen times in a request."""
 
-    __slots__ = ("_name", "_started", "_ticket")
+    __slots__ = ("_stage", "_started", "_ticket")
 
-    def __init__(self, ticket: Ticket, name: str) -> None:
+    def __init__(self, ticket: Ticket, stage: str) -> None:
         self._ticket = ticket
-        self._name = name
+        self._stage = stage
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._ticket.record(self._name, time.perf_counter() - self._started)
+        ended = time.perf_counter()
+        self._ticket.record(self._stage, ended - self._started, ended)
 
 
 class _WithinDeadline:
@@ -109,15 +119,19 @@ class Admission:
             CapacityError: every place is taken.
         """
         if self.requests >= self.max_requests:
-            raise CapacityError(f"{self.max_requests} requests are in flight, the most this server takes; retry later.")
+            raise CapacityError(
+                f"{self.max_requests} requests are in flight, the most this server takes; retry later.", reason="requests"
+            )
         deadline = time.monotonic() + (self.default_timeout if timeout is None else timeout)
         ticket = Ticket(deadline=deadline) if request_id is None else Ticket(id=request_id, deadline=deadline)
         self.requests += 1
+        metrics.IN_FLIGHT.set(self.requests)
         try:
             yield ticket
         finally:
             ticket.cancelled = True
             self.requests -= 1
+            metrics.IN_FLIGHT.set(self.requests)
             self.bytes -= ticket.bytes
 
     def take_bytes(self, ticket: Ticket, count: int) -> None:
@@ -127,7 +141,7 @@ class Admission:
             CapacityError: the bodies in flight would exceed `max_bytes`.
         """
         if self.bytes + count > self.max_bytes:
-            raise CapacityError("The request bodies in flight fill the memory set aside for them; retry later.")
+            raise CapacityError("The request bodies in flight fill the memory set aside for them; retry later.", reason="bytes")
         self.bytes += count
         ticket.bytes += count
 

@@ -50,6 +50,8 @@ class Batcher:
         self._idle = workers
         self._waiting: deque[Member] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._depth = metrics.QUEUE_DEPTH.labels(name)
+        self._sizes = metrics.BATCH_SIZE.labels(name)
 
     async def submit(self, inputs: Inputs, ticket: Ticket) -> Outputs:
         """Queue 1..max_batch rows and wait for their outputs.
@@ -79,7 +81,7 @@ class Batcher:
             task = asyncio.create_task(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-        metrics.QUEUE_DEPTH.labels(self.name).set(len(self._waiting))
+        self._depth.set(len(self._waiting))
 
     def _take(self) -> list[Member]:
         batch: list[Member] = []
@@ -100,7 +102,7 @@ class Batcher:
         finally:
             ended = time.perf_counter()
             for member in batch:
-                member.ticket.record("queue", started - member.queued)
+                member.ticket.record("queue", started - member.queued, started)
                 member.ticket.record("infer", ended - started)
             self._idle += 1
             self._dispatch()
@@ -108,7 +110,7 @@ class Batcher:
     async def _answer(self, batch: list[Member]) -> None:
         """Run the batch; when it fails, run its members one by one, so that a poisoned input fails alone."""
         loop = asyncio.get_running_loop()
-        metrics.BATCH_SIZE.labels(self.name).observe(sum(member.rows for member in batch))
+        self._sizes.observe(sum(member.rows for member in batch))
         try:
             outputs = await loop.run_in_executor(self._executor, self._forward, _merge(batch))
         except Exception as error:

@@ -20,7 +20,10 @@
 Decoding raises only input errors, backends only backend errors, always `raise ... from` the foreign exception.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+Full = Literal["requests", "bytes", "queue"]
+"""What is full: the requests in flight, the memory for their bodies, or the queue of an engine."""
 
 
 class VitrineError(Exception):
@@ -89,9 +92,10 @@ class CapacityError(VitrineError):
     code = "full"
     title = "Server is full"
 
-    def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
+    def __init__(self, detail: str, *, retry_after: float = 1.0, reason: Full = "queue") -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class DeadlineError(VitrineError):

@@ -7,7 +7,7 @@ import re
 import struct
 from typing import Literal, get_args
 
-from app.errors import MalformedRequestError, TooLargeError, UnsupportedMediaError
+from app.errors import InputError, MalformedRequestError, TooLargeError, UnsupportedMediaError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
 READ_HERE = ", ".join(get_args(Format)[:-1]) + f" or {get_args(Format)[-1]}"
@@ -47,6 +47,14 @@ _REFUSED = (
     (b"pk\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "gzip data"),
 )
+
+
+def label(data: bytes) -> str:
+    """The format by the first bytes, or `unknown`: for counting what failed."""
+    try:
+        return sniff(data)
+    except InputError:
+        return "unknown"
 
 
 def sniff(data: bytes) -> Format:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app import __version__
+from app import __version__, metrics
 from app.admission import Admission, PixelBudget
 from app.api import errors, status
 from app.api.fetch import FetchPolicy
@@ -41,6 +41,7 @@ STARTUP_FAILURE = 3  # uvicorn's own exit code
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Once it has started, its `state.preloading` is the task that loads the default models."""
+    metrics.begin(TASKS)
     backend = make_backend(settings)
     defaults = {"classify": settings.default_classify}
     smoke = _no_smoke if settings.backend == "fake" else check_golden
@@ -154,7 +155,8 @@ async def _preload(catalog: Catalog, preload: bool) -> bool:
     for task in TASKS.values() if preload else ():
         while True:
             try:
-                await catalog.acquire(None, task.name, task.role)
+                entry = await catalog.acquire(None, task.name, task.role)
+                metrics.expect(task.name, entry.manifest.model)
             except BackendUnavailableError as error:
                 log.warning("waiting for the inference backend: %s", error)
                 await asyncio.sleep(PRELOAD_RETRY)

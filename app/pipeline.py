@@ -22,6 +22,7 @@ from app.backends.base import Backend, Tensors
 from app.catalog import Catalog
 from app.decode import DecodeLimits, ImageInfo, decode, open_image
 from app.errors import InferenceError, InputError, VitrineError
+from app.formats import label
 from app.manifest import Entry
 from app.resize import minimum_size, resize
 from app.tasks.base import AnyTask
@@ -68,6 +69,7 @@ class Pipeline:
         """
         async with ticket.within_deadline():
             entry = await self.catalog.acquire(model, task.name, task.role)
+            ticket.model = entry.manifest.model
             if len(images) == 1:
                 prepared = [await self._prepare(images[0], entry, ticket)]
             else:
@@ -83,13 +85,14 @@ class Pipeline:
 
     async def _prepare(self, image: bytes | InputError, entry: Entry, ticket: Ticket) -> tuple[Frame | None, Item]:
         if isinstance(image, InputError):
-            return None, _refused(image)
+            return None, Item(None, error=image)
         try:
             call = partial(self._decode_and_resize, image, entry, ticket)
             frame, info = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except InputError as error:
-            return None, _refused(error)
-        metrics.IMAGE_BYTES.observe(len(image))
+            metrics.count_undecodable(error, label(image))
+            return None, Item(None, error=error)
+        metrics.observe_image(len(image), info.width * info.height)
         return frame, Item(info)
 
     def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
@@ -120,11 +123,6 @@ class Pipeline:
         return [{name: array[row] for name, array in outputs.items()} for row in range(len(frames))]
 
 
-def _refused(error: InputError) -> Item:
-    metrics.IMAGE_FAILURES.labels(error.code).inc()
-    return Item(None, error=error)
-
-
 def _finish(task: AnyTask, row: Tensors | InferenceError, entry: Entry, item: Item, options: Any) -> Item:
     if isinstance(row, InferenceError):
         return Item(item.image, error=row)
@@ -132,5 +130,4 @@ def _finish(task: AnyTask, row: Tensors | InferenceError, entry: Entry, item: It
         result = task.finish(row, entry, item.image, options)  # type: ignore[arg-type]
     except InferenceError as error:
         return Item(item.image, error=error)
-    metrics.IMAGES.labels(task.name, entry.manifest.model).inc()
     return Item(item.image, result=result)

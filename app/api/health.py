@@ -1,5 +1,7 @@
 """For orchestrators and Prometheus: alive, ready, metrics."""
 
+import asyncio
+
 import prometheus_client
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -30,10 +32,9 @@ def health_router(services: Services) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
     async def prometheus() -> Response:
-        metrics.IN_FLIGHT.set(services.admission.requests)
         backend = services.pipeline.backend
         metrics.BACKEND_UP.labels(backend.name).set(await backend.fault() is None)
-        return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return Response(await asyncio.to_thread(metrics.exposition), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return router
 

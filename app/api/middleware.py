@@ -37,8 +37,8 @@ class RequestIds:
 
 
 def _new_id() -> bytes:
-    """32 hexadecimal digits. Not from the operating system: asking it lets go of the interpreter's lock, for a millisecond under load."""
-    return b"%032x" % random.getrandbits(128)  # noqa: S311
+    """32 hexadecimal digits; the operating system is not asked, since that lets go of the interpreter's lock."""
+    return b"%032x" % random.getrandbits(128)
 
 
 class DirectPosts:

@@ -1,10 +1,9 @@
 """`POST /v1/TASK` for every task, generated from the table: admit, read, parse, run the pipeline, encode."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from app import metrics
 from app.admission import Ticket
 from app.api import schemas
 from app.api.body import ImageUrl, Parsed, parse_body, read_body
+from app.api.call import Call, server_timing
 from app.api.errors import error_response, log_failure, problem
 from app.api.fetch import fetch
 from app.api.services import Services
@@ -77,7 +77,7 @@ def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
 
 def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        call = _Call(request.state.request_id, route.task.name)
+        call = Call(request.state.request_id, route.task.name)
         try:
             response = await _admitted(request, route, services, call)
             call.status = response.status_code
@@ -88,39 +88,21 @@ def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     return endpoint
 
 
-@dataclass
-class _Call:
-    """What the metrics say of one request; the model is known only once it was found, and 500 is what nobody foresaw."""
-
-    id: str
-    task: str
-    model: str = ""
-    status: int = 500
-    started: float = field(default_factory=time.perf_counter)
-
-    def observe(self) -> None:
-        seconds = time.perf_counter() - self.started
-        metrics.REQUEST_SECONDS.labels(self.task, self.model, str(self.status)).observe(seconds)
-
-
-async def _admitted(request: Request, route: TaskRoute, services: Services, call: _Call) -> Response:
+async def _admitted(request: Request, route: TaskRoute, services: Services, call: Call) -> Response:
     """The answer or its error, with the time of every stage that was reached."""
-    ticket: Ticket | None = None
     try:
-        with services.admission.admit(call.id) as ticket:
-            response = await _answer(request, route, services, ticket, call)
+        with services.admission.admit(call.id) as call.ticket:
+            response = await _answer(request, route, services, call.ticket)
     except VitrineError as error:
         if isinstance(error, CapacityError):
-            metrics.REJECTED.labels(error.code).inc()
+            metrics.count_refusal(error)
         response = error_response(error, call.id)
     except asyncio.CancelledError:
-        if ticket is None or not ticket.departed:
+        if call.ticket is None or not call.ticket.departed:
             raise
         response = Response(status_code=CLIENT_CLOSED_REQUEST)
-    if ticket is not None:
-        for stage, seconds in ticket.stages.items():
-            metrics.STAGE_SECONDS.labels(stage).observe(seconds)
-        response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1000 * spent:.3f}" for stage, spent in ticket.stages.items())
+    if call.ticket is not None:
+        response.headers["Server-Timing"] = server_timing(call.ticket.stages)
     return response
 
 
@@ -143,7 +125,7 @@ def _cancelled_by_departure(request: Request, ticket: Ticket) -> Iterator[None]:
         watcher.cancel()
 
 
-async def _answer(request: Request, route: TaskRoute, services: Services, ticket: Ticket, call: _Call) -> Response:
+async def _answer(request: Request, route: TaskRoute, services: Services, ticket: Ticket) -> Response:
     with ticket.stage("read"):
         body = await read_body(request, ticket, services.admission, services.max_body_bytes)
     with ticket.stage("parse"):
@@ -152,7 +134,6 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
     with _cancelled_by_departure(request, ticket):
         images = await _fetch_addresses(parsed.images, services, ticket)
         answer = await services.pipeline.run(route.task, asked.model, images, asked.options(), ticket)
-    call.model = answer.entry.manifest.model
     with ticket.stage("encode"):
         return _respond(route, answer, parsed, ticket)
 
@@ -193,6 +174,7 @@ def _validate(schema: type[schemas.ClassifyRequest], fields: Mapping[str, Any]) 
 def _respond(route: TaskRoute, answer: Answer, parsed: Parsed, ticket: Ticket) -> Response:
     """200 with a result or an error per image. When every image failed: its own status for one, 422 for several."""
     failed = [item.error for item in answer.items if item.error is not None]
+    metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
     if len(failed) == len(answer.items) == 1:
         raise failed[0]
     body = {

@@ -1,0 +1,33 @@
+"""What is told of one request when it is over: its metrics and the times of its stages to the client."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app import metrics
+from app.admission import Ticket
+
+
+@dataclass
+class Call:
+    """One request to a task. `ticket` is None until it is admitted, and 500 is what nobody foresaw."""
+
+    id: str
+    task: str
+    ticket: Ticket | None = None
+    status: int = 500
+    started: float = field(default_factory=time.perf_counter)
+
+    def observe(self) -> None:
+        """Write to the metrics of requests and stages."""
+        seconds = time.perf_counter() - self.started
+        ticket = self.ticket
+        if ticket is None:
+            metrics.observe_request(self.task, "", self.status, seconds, {})
+        else:
+            metrics.observe_request(self.task, ticket.model, self.status, seconds, ticket.stages)
+
+
+def server_timing(stages: Mapping[str, float]) -> str:
+    """The header `Server-Timing`: milliseconds per stage."""
+    return ", ".join([f"{stage};dur={1000 * spent:.3f}" for stage, spent in stages.items()])
