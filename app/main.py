@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app import __version__, metrics
+from app import __version__, logs, metrics
 from app.admission import Admission, PixelBudget
 from app.api import errors, status
 from app.api.fetch import FetchPolicy
@@ -127,9 +127,13 @@ class _Server(uvicorn.Server):
             self._ready()
 
 
-def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
-    """Run the gateway until SIGINT or SIGTERM. `ready` is called once, when it listens and its default models answer."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def serve(settings: Settings, ready: Callable[[], None] = lambda: None, listener: socket.socket | None = None) -> None:
+    """Run the gateway in this process until SIGINT or SIGTERM.
+
+    `ready` is called once, when it listens and its default models answer. `listener` is a bound socket in place of the settings'
+    address.
+    """
+    logs.configure(settings.log_level, settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -144,7 +148,7 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     )
     server = _Server(config, app, ready)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(None if listener is None else [listener])
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.logs import LogFormat
+
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -28,7 +30,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to bind; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535)
+    workers: Count = Field(1, description="processes that answer; the limits below that are of all together are shared out")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = Field("text", description="json: one object per line, with the request's id")
 
     repository: Path = Field(Path("model_repository"), description="the Triton model repository to serve")
     repository_poll: float = Field(2.0, ge=0, description="seconds between looks for newly published models; 0 never looks")

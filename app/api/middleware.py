@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import REQUEST_ID_HEADER
+from app.logs import REQUEST_ID
 
 HEADER = REQUEST_ID_HEADER.lower().encode()
 SENSIBLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -27,6 +28,7 @@ class RequestIds:
         given = next((value for name, value in scope["headers"] if name == HEADER), b"")
         request_id = given if SENSIBLE.fullmatch(given) else _new_id()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
+        REQUEST_ID.set(request_id.decode())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
