@@ -32,6 +32,7 @@ from app.golden import check_golden
 from app.pipeline import Pipeline
 from app.settings import Settings
 from app.tasks import TASKS
+from app.telemetry import Tracing
 
 log = logging.getLogger("vitrine")
 
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_scans=settings.max_image_scans,
     )
     pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), settings.decode_threads)
+    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
         pipeline=pipeline,
@@ -61,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         defaults=defaults,
         max_body_bytes=settings.max_body_bytes,
         max_images=settings.max_images,
+        tracing=tracing,
     )
 
     @asynccontextmanager
@@ -80,6 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
             await catalog.close()
             await pipeline.close()
             await backend.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPIOffline(
         title="Vitrine",

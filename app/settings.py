@@ -1,6 +1,7 @@
 """Every knob of the gateway: environment variables with the prefix `VITRINE_`, typed and ranged."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,11 @@ def available_cpus() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def standard_endpoint() -> str:
+    """Where OpenTelemetry's own variable says that traces go; empty when it is not set."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+
+
 class Settings(BaseSettings):
     """Read from the environment and from `.env`; command-line options of `vitrine serve` win."""
 
@@ -33,6 +39,9 @@ class Settings(BaseSettings):
     workers: Count = Field(1, description="processes that answer; the limits below that are of all together are shared out")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = Field("text", description="json: one object per line, with the request's id")
+    otlp_endpoint: str = Field(
+        default_factory=standard_endpoint, description="send traces to this OTLP/HTTP receiver, as in http://localhost:4318"
+    )
 
     repository: Path = Field(Path("model_repository"), description="the Triton model repository to serve")
     repository_poll: float = Field(2.0, ge=0, description="seconds between looks for newly published models; 0 never looks")
@@ -67,7 +76,23 @@ class Settings(BaseSettings):
     url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
     url_timeout: Seconds = 10.0
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_trace(cls, value: str) -> str:
+        if value and not _installed("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("traces need the extra `tracing`: pip install 'vitrine[tracing]'")
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://")
+        return value
+
     @field_validator("url_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _installed(*modules: str) -> bool:
+    try:
+        return all(find_spec(module) for module in modules)
+    except ModuleNotFoundError:
+        return False

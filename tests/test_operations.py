@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
-from app.settings import Settings, available_cpus
+from app.settings import Settings, available_cpus, standard_endpoint
 
 OPERATIONS = Path(__file__).parent.parent / "docs/operations.md"
 TABLE = re.compile(r"(?<=<!-- settings: written by `make docs` -->\n).*(?=<!-- end of settings -->)", re.DOTALL)
@@ -22,8 +22,8 @@ def settings_table() -> str:
 
 
 def default(field: FieldInfo) -> str:
-    if field.default_factory is available_cpus:
-        return "the CPUs it may use"
+    if field.default_factory is not None:
+        return {available_cpus: "the CPUs it may use", standard_endpoint: "`OTEL_EXPORTER_OTLP_ENDPOINT`"}[field.default_factory]
     value = field.default
     return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value not in ("", ()) else "none"
 

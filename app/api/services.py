@@ -7,6 +7,7 @@ from app.admission import Admission
 from app.api.fetch import FetchPolicy
 from app.catalog import Catalog
 from app.pipeline import Pipeline
+from app.telemetry import Tracing
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,4 @@ class Services:
     defaults: Mapping[str, str]
     max_body_bytes: int
     max_images: int
+    tracing: Tracing | None = None

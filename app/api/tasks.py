@@ -77,7 +77,9 @@ def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
 
 def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        call = Call(request.state.request_id, route.task.name)
+        tracing, request_id = services.tracing, request.state.request_id
+        trace = None if tracing is None else tracing.begin(f"/v1/{route.task.name}", request_id, request.headers)
+        call = Call(request_id, route.task.name, trace)
         try:
             response = await _admitted(request, route, services, call)
             call.status = response.status_code
@@ -91,8 +93,9 @@ def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
 async def _admitted(request: Request, route: TaskRoute, services: Services, call: Call) -> Response:
     """The answer or its error, with the time of every stage that was reached."""
     try:
-        with services.admission.admit(call.id) as call.ticket:
-            response = await _answer(request, route, services, call.ticket)
+        with services.admission.admit(call.id) as ticket:
+            call.admit(ticket)
+            response = await _answer(request, route, services, ticket)
     except VitrineError as error:
         if isinstance(error, CapacityError):
             metrics.count_refusal(error)

@@ -119,7 +119,12 @@ class TritonBackend:
         async with self._slot(ticket):
             with ticket.stage("infer"), translation(str(entry)):
                 result = await self._client.infer(
-                    entry.name, tensors, str(entry.version), request_id=ticket.id, client_timeout=_seconds_left(ticket)
+                    entry.name,
+                    tensors,
+                    str(entry.version),
+                    request_id=ticket.id,
+                    client_timeout=_seconds_left(ticket),
+                    headers=ticket.context,
                 )
         rows = len(inputs[entry.manifest.inputs[0].name])
         return {spec.name: take_output(result, spec, rows, entry) for spec in entry.manifest.outputs}
