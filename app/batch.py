@@ -1,12 +1,14 @@
 """Fifth stage of a request: whatever has queued for an engine becomes one inference (embedded engine only).
 
-No time is ever added to wait for company: a worker that becomes free takes what is there, up to the engine's largest batch.
+A batch forms at the moment when a thread is free to compute it, of what waits then, up to the engine's largest batch. No time is
+added to wait for company unless `delay` says so.
 """
 
 import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +22,8 @@ from app.errors import CapacityError, DeadlineError
 
 Inputs = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
-Forward = Callable[[Inputs], Outputs]
+Forward = Callable[[Inputs, bool], Outputs]
+"""Computes a batch; the flag tells that nothing else waits or runs, so that this one inference may use every core."""
 
 
 @dataclass(eq=False)
@@ -38,18 +41,38 @@ class Member:
         return self.result.done() or not self.ticket.live
 
 
-class Batcher:
-    """Merges the calls for one engine. Lives on one event loop; `forward` runs on `executor`, `workers` at a time."""
+@dataclass(frozen=True)
+class Run:
+    """What one turn of a worker came to: an outcome for each member of its batch, and those that it dropped."""
 
-    def __init__(self, name: str, forward: Forward, executor: Executor, *, max_batch: int, workers: int, max_queue: int) -> None:
+    batch: list[Member]
+    outcomes: list[Outputs | Exception]
+    departed: list[Member]
+    started: float
+    ended: float
+
+
+class Batcher:
+    """Merges the calls for one engine. `submit` lives on one event loop; `forward` runs on `executor`, `workers` at a time."""
+
+    def __init__(
+        self, name: str, forward: Forward, executor: Executor, *, max_batch: int, workers: int, max_queue: int, delay: float = 0.0
+    ) -> None:
+        """`delay`: seconds that a batch which is not full waits for more; 0 never waits."""
         self.name = name
         self.max_batch = max_batch
         self.max_queue = max_queue
         self._forward = forward
         self._executor = executor
-        self._idle = workers
+        self._workers = workers
+        self._delay = delay
+        self._timer: asyncio.TimerHandle | None = None
+        self._turns: set[asyncio.Future[Run]] = set()
+        # Shared with the workers, under the lock:
+        self._lock = threading.Lock()
         self._waiting: deque[Member] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._rows = 0  # of all that wait
+        self._due = 0  # turns that have not begun
         self._depth = metrics.QUEUE_DEPTH.labels(name)
         self._sizes = metrics.BATCH_SIZE.labels(name)
 
@@ -64,67 +87,89 @@ class Batcher:
         ticket.check()
         if len(self._waiting) >= self.max_queue:
             raise CapacityError(f"{self.max_queue} inferences wait for {self.name} already; retry later.")
-        rows = len(next(iter(inputs.values())))
-        member = Member(inputs, rows, ticket, asyncio.get_running_loop().create_future())
-        self._waiting.append(member)
+        member = Member(inputs, len(next(iter(inputs.values()))), ticket, asyncio.get_running_loop().create_future())
+        with self._lock:
+            self._waiting.append(member)
+            self._rows += member.rows
         self._dispatch()
         return await member.result
 
     async def drain(self) -> None:
         """Wait until nothing runs any more."""
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._turns or self._waiting:
+            await (asyncio.wait(self._turns) if self._turns else asyncio.sleep(self._delay))
 
     def _dispatch(self) -> None:
-        while self._idle and (batch := self._take()):
-            self._idle -= 1
-            task = asyncio.create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        """Give out as many turns as what waits can fill."""
+        while len(self._turns) < self._workers and self._rows > self._due * self.max_batch and not self._waits_for_company():
+            with self._lock:
+                self._due += 1
+            turn = asyncio.get_running_loop().run_in_executor(self._executor, self._turn)
+            self._turns.add(turn)
+            turn.add_done_callback(self._settle)
         self._depth.set(len(self._waiting))
 
-    def _take(self) -> list[Member]:
-        batch: list[Member] = []
-        rows = 0
-        while self._waiting and rows + self._waiting[0].rows <= self.max_batch:
-            member = self._waiting.popleft()
-            if member.departed:
-                _dismiss(member)
-                continue
-            batch.append(member)
-            rows += member.rows
-        return batch
+    def _waits_for_company(self) -> bool:
+        """Whether the batch that would form now is to wait; comes back to it in time."""
+        if not self._delay or self._rows >= self.max_batch:
+            return False
+        try:
+            remaining = self._waiting[0].queued + self._delay - time.perf_counter()
+        except IndexError:
+            return False
+        if remaining <= 0:
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(remaining, self._dispatch)
+        return True
 
-    async def _run(self, batch: list[Member]) -> None:
+    def _turn(self) -> Run:
+        """On a thread of the executor: take a batch and compute it. When it fails, its members are computed one by one, so that
+        a poisoned input fails alone."""
+        with self._lock:
+            self._due -= 1
+            departed: list[Member] = []
+            batch = list(self._take(departed))
+            alone = not self._waiting and len(self._turns) <= 1
         started = time.perf_counter()
-        try:
-            await self._answer(batch)
-        finally:
-            ended = time.perf_counter()
-            for member in batch:
-                member.ticket.record("queue", started - member.queued, started)
-                member.ticket.record("infer", ended - started)
-            self._idle += 1
-            self._dispatch()
+        outcomes = self._compute(batch, alone) if batch else []
+        return Run(batch, outcomes, departed, started, time.perf_counter())
 
-    async def _answer(self, batch: list[Member]) -> None:
-        """Run the batch; when it fails, run its members one by one, so that a poisoned input fails alone."""
-        loop = asyncio.get_running_loop()
-        self._sizes.observe(sum(member.rows for member in batch))
+    def _take(self, departed: list[Member]) -> Iterator[Member]:
+        free = self.max_batch
+        while self._waiting and self._waiting[0].rows <= free:
+            member = self._waiting.popleft()
+            self._rows -= member.rows
+            if member.departed:
+                departed.append(member)
+            else:
+                free -= member.rows
+                yield member
+
+    def _compute(self, batch: list[Member], alone: bool) -> list[Outputs | Exception]:
         try:
-            outputs = await loop.run_in_executor(self._executor, self._forward, _merge(batch))
+            return list(_split(self._forward(_merge(batch), alone), batch))
         except Exception as error:
             if len(batch) == 1:
-                _settle(batch[0], error)
-                return
-            for member in batch:
-                await self._answer([member])
+                return [error]
+            return [outcome for member in batch for outcome in self._compute([member], alone)]
+
+    def _settle(self, turn: "asyncio.Future[Run]") -> None:
+        """Back on the event loop."""
+        self._turns.discard(turn)
+        if turn.cancelled():
             return
-        start = 0
-        for member in batch:
-            stop = start + member.rows
-            _settle(member, {name: array[start:stop] for name, array in outputs.items()})
-            start = stop
+        run = turn.result()
+        if run.batch:
+            self._sizes.observe(sum(member.rows for member in run.batch))
+        for member, outcome in zip(run.batch, run.outcomes, strict=True):
+            member.ticket.record("queue", run.started - member.queued, run.started)
+            member.ticket.record("infer", run.ended - run.started, run.ended)
+            _answer(member, outcome)
+        for member in run.departed:
+            _answer(member, DeadlineError("The request's time ran out while it waited for the engine; retry later."))
+        self._dispatch()
 
 
 def _merge(batch: list[Member]) -> Inputs:
@@ -133,15 +178,18 @@ def _merge(batch: list[Member]) -> Inputs:
     return {name: np.concatenate([member.inputs[name] for member in batch]) for name in batch[0].inputs}
 
 
-def _settle(member: Member, outcome: Outputs | Exception) -> None:
+def _split(outputs: Outputs, batch: list[Member]) -> Iterator[Outputs]:
+    start = 0
+    for member in batch:
+        stop = start + member.rows
+        yield {name: array[start:stop] for name, array in outputs.items()}
+        start = stop
+
+
+def _answer(member: Member, outcome: Outputs | Exception) -> None:
     if member.result.done():
         return
     if isinstance(outcome, Exception):
         member.result.set_exception(outcome)
     else:
         member.result.set_result(outcome)
-
-
-def _dismiss(member: Member) -> None:
-    """Nobody waits for this member any more, or its time is over: it is never computed."""
-    _settle(member, DeadlineError("The request's time ran out while it waited for the engine; retry later."))

@@ -6,7 +6,9 @@ import math
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,9 +25,10 @@ from app.api.services import Services
 from app.api.tasks import task_endpoints, task_router
 from app.backends.base import Backend
 from app.backends.fake import FakeBackend
-from app.backends.onnxruntime import OnnxRuntimeBackend
+from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
 from app.backends.triton import TritonBackend
 from app.catalog import Catalog
+from app.compute import make_pool
 from app.decode import DecodeLimits
 from app.errors import BackendUnavailableError, ModelError
 from app.golden import check_golden
@@ -43,7 +46,8 @@ STARTUP_FAILURE = 3  # uvicorn's own exit code
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Once it has started, its `state.preloading` is the task that loads the default models."""
     metrics.begin(TASKS)
-    backend = make_backend(settings)
+    pool = make_pool(settings.compute_threads)
+    backend = make_backend(settings, pool)
     defaults = {"classify": settings.default_classify}
     smoke = _no_smoke if settings.backend == "fake" else check_golden
     catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout)
@@ -53,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_side=settings.max_image_side,
         max_scans=settings.max_image_scans,
     )
-    pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), settings.decode_threads)
+    pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), pool)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
@@ -81,8 +85,8 @@ def create_app(settings: Settings) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await catalog.close()
-            await pipeline.close()
             await backend.close()
+            pool.shutdown(wait=False, cancel_futures=True)
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
@@ -105,12 +109,20 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def make_backend(settings: Settings) -> Backend:
+def make_backend(settings: Settings, pool: Executor) -> Backend:
+    """The backend that the settings name; one that computes in this process does it on `pool`."""
     if settings.backend == "triton":
         return TritonBackend(settings.triton_url, concurrency=settings.triton_concurrency)
     if settings.backend == "fake":
         return FakeBackend()
-    return OnnxRuntimeBackend(instances=settings.instances, threads=settings.threads, max_queue=settings.max_queue)
+    options = EngineOptions(
+        instances=settings.instances,
+        threads=settings.threads,
+        most_threads=settings.compute_threads,
+        batch_delay=settings.batch_delay,
+    )
+    models = {name: replace(options, **own.model_dump(exclude_none=True)) for name, own in settings.models.items()}
+    return OnnxRuntimeBackend(pool, options, models=models, max_queue=settings.max_queue)
 
 
 class _Server(uvicorn.Server):

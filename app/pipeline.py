@@ -2,13 +2,13 @@
 
     admit -> read -> parse -> decode -> resize -> queue -> infer -> finish -> encode
 
-`app/admission.py` admits, `app/api` reads, parses and encodes; what lies between is here. Decoding and resizing run on a small
-pool of threads (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop.
+`app/admission.py` admits, `app/api` reads, parses and encodes; what lies between is here. Decoding and resizing run on the pool of
+`app/compute.py` (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop.
 """
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,12 +51,12 @@ class Answer:
 class Pipeline:
     """Runs requests through decode, resize, the backend and the task."""
 
-    def __init__(self, catalog: Catalog, backend: Backend, limits: DecodeLimits, pixels: PixelBudget, threads: int) -> None:
+    def __init__(self, catalog: Catalog, backend: Backend, limits: DecodeLimits, pixels: PixelBudget, pool: Executor) -> None:
         self.catalog = catalog
         self.backend = backend
         self.limits = limits
         self.pixels = pixels
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.pool = pool
 
     async def run(
         self, task: AnyTask, model: str | None, images: Sequence[bytes | InputError], options: Any, ticket: Ticket
@@ -80,15 +80,12 @@ class Pipeline:
             items = [item if frame is None else _finish(task, next(rows), entry, item, options) for frame, item in prepared]
         return Answer(entry, tuple(items))
 
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def _prepare(self, image: bytes | InputError, entry: Entry, ticket: Ticket) -> tuple[Frame | None, Item]:
         if isinstance(image, InputError):
             return None, Item(None, error=image)
         try:
             call = partial(self._decode_and_resize, image, entry, ticket)
-            frame, info = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            frame, info = await asyncio.get_running_loop().run_in_executor(self.pool, call)
         except InputError as error:
             metrics.count_undecodable(error, label(image))
             return None, Item(None, error=error)

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -27,6 +27,17 @@ def available_cpus() -> int:
 def standard_endpoint() -> str:
     """Where OpenTelemetry's own variable says that traces go; empty when it is not set."""
     return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+
+
+class ModelSettings(BaseModel):
+    """What one model does otherwise than the rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    instances: Count | None = None
+    threads: Count | None = None
+    max_batch: Count | None = None
+    batch_delay: float | None = Field(None, ge=0, le=1)
 
 
 class Settings(BaseSettings):
@@ -55,13 +66,24 @@ class Settings(BaseSettings):
         description="host:port of Triton's gRPC endpoint",
     )
     triton_concurrency: Count = Field(64, description="calls to Triton in flight")
+    compute_threads: Count = Field(
+        default_factory=available_cpus, description="threads that decode, resize and, on the CPU, infer (onnxruntime)"
+    )
     instances: Count = Field(
         default_factory=available_cpus, description="inferences of one engine that run at a time (onnxruntime)"
     )
-    threads: Count = Field(1, description="threads of one inference (onnxruntime)")
+    threads: Count | None = Field(
+        None, description="threads of one inference (onnxruntime); by default 1, and all for one beside which nothing runs"
+    )
+    batch_delay: float = Field(
+        0.0, ge=0, le=1, description="seconds that a batch which is not full waits for more (onnxruntime); 0 never waits"
+    )
+    models: dict[str, ModelSettings] = Field(
+        {},
+        description='JSON: what single models do otherwise (onnxruntime), as in {"convnext-50": {"threads": 2}}',
+    )
     max_queue: Count = Field(256, description="inferences of one engine that may wait (onnxruntime)")
 
-    decode_threads: Count = Field(default_factory=available_cpus, description="images decoded and resized at a time")
     max_requests: Count = Field(256, description="requests in flight; more are answered 429")
     max_images: Count = Field(32, description="images in one request")
     max_body_bytes: Count = Field(32 * 1024 * 1024, description="size of one request body")

@@ -34,7 +34,7 @@ MEMORY_FILES = Path("/dev/shm")  # noqa: S108 -- metrics are written with every 
 
 SHARED = (
     *("max_requests", "max_queue", "max_body_bytes_in_flight", "max_pixels_in_flight"),
-    *("instances", "decode_threads", "triton_concurrency"),
+    *("instances", "compute_threads", "triton_concurrency"),
 )
 ROOM_FOR_ONE = {"max_body_bytes_in_flight": "max_body_bytes", "max_pixels_in_flight": "max_image_pixels"}
 

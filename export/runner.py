@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
-from app.backends.onnxruntime import OnnxRuntimeBackend
+from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
 from app.errors import BackendError
 from app.manifest import Entry
 from export.plan import Plan
@@ -30,7 +30,7 @@ def open_engine(entry: Entry) -> Iterator[Infer]:
     if entry.manifest.engine.kind == "tensorrt":
         yield Plan(entry.engine_file)
         return
-    backend = OnnxRuntimeBackend(threads=os.cpu_count() or 1)
+    backend = OnnxRuntimeBackend(options=EngineOptions(threads=os.cpu_count() or 1))
     try:
         with asyncio.Runner() as loop:
             loop.run(backend.load(entry))

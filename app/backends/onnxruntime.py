@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split
-from app.batch import Batcher
+from app.batch import Batcher, Forward
 from app.errors import InferenceError
 from app.manifest import Entry
 
@@ -19,19 +19,48 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is run: `instances` inferences at a time with `threads` threads each.
+
+    Without `threads` an inference has one, but an inference beside which nothing runs or waits has `most_threads`. `max_batch` lowers
+    the manifest's. `batch_delay`: seconds that a batch which is not full waits for more calls.
+    """
+
+    instances: int = 1
+    threads: int | None = None
+    most_threads: int = 1
+    max_batch: int | None = None
+    batch_delay: float = 0.0
+
+
+@dataclass(frozen=True)
 class Loaded:
     batcher: Batcher
-    executor: ThreadPoolExecutor
+    own_threads: Executor | None
+
+    async def close(self) -> None:
+        await self.batcher.drain()
+        if self.own_threads is not None:
+            self.own_threads.shutdown(wait=False)
 
 
 class OnnxRuntimeBackend:
-    """One session an engine; `instances` inferences run at a time on it, each with `threads` threads."""
+    """On the CPU inferences run on `pool`, whose threads decode too; without it, and on a GPU, on threads of the engine."""
 
     name = "onnxruntime"
 
-    def __init__(self, *, instances: int = 1, threads: int = 1, max_queue: int = 256) -> None:
-        self.instances = instances
-        self.threads = threads
+    def __init__(
+        self,
+        pool: Executor | None = None,
+        options: EngineOptions = EngineOptions(),
+        *,
+        models: Mapping[str, EngineOptions] | None = None,
+        max_queue: int = 256,
+    ) -> None:
+        """`models`: options of single models, in place of `options`. `max_queue`: calls that may wait for one engine."""
+        self.pool = pool
+        self.options = options
+        self.models = models or {}
         self.max_queue = max_queue
         self._loaded: dict[str, Loaded] = {}
 
@@ -46,17 +75,8 @@ class OnnxRuntimeBackend:
         key = _key(entry)
         if key in self._loaded:
             return
-        session = await asyncio.to_thread(self._open, entry)
-        executor = ThreadPoolExecutor(self.instances, thread_name_prefix=f"infer-{entry}")
-        batcher = Batcher(
-            str(entry),
-            lambda inputs: _forward(session, entry, inputs),
-            executor,
-            max_batch=entry.manifest.engine.max_batch,
-            workers=self.instances,
-            max_queue=self.max_queue,
-        )
-        self._loaded[key] = Loaded(batcher, executor)
+        options = self.models.get(entry.manifest.model, self.options)
+        self._loaded[key] = await asyncio.to_thread(self._open, entry, options)
 
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         loaded = self._loaded.get(_key(entry))
@@ -71,33 +91,51 @@ class OnnxRuntimeBackend:
     async def unload(self, entry: Entry) -> None:
         loaded = self._loaded.pop(_key(entry), None)
         if loaded is not None:
-            await loaded.batcher.drain()
-            loaded.executor.shutdown(wait=False)
+            await loaded.close()
 
     async def fault(self) -> str | None:
         return None
 
     async def close(self) -> None:
         for loaded in self._loaded.values():
-            await loaded.batcher.drain()
-            loaded.executor.shutdown(wait=False)
+            await loaded.close()
         self._loaded.clear()
 
-    def _open(self, entry: Entry) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        # A spinning thread pool steals the cores that decode the next images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        available = ort.get_available_providers()
-        try:
-            session = ort.InferenceSession(entry.engine_file, options, providers=[p for p in PROVIDERS if p in available])
-        except Exception as error:  # onnxruntime raises a class of its own per status, without a common base
-            raise InferenceError(f"onnxruntime cannot load {entry}: {_first_line(error)}") from error
-        _check_names("inputs", {i.name for i in session.get_inputs()}, {spec.name for spec in entry.manifest.inputs})
-        _check_names("outputs", {o.name for o in session.get_outputs()}, {spec.name for spec in entry.manifest.outputs})
-        return session
+    def _open(self, entry: Entry, options: EngineOptions) -> Loaded:
+        session = _session(entry, options.threads or 1)
+        on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
+        wide = session
+        if on_cpu and options.threads is None and options.most_threads > 1:
+            wide = _session(entry, options.most_threads)
+        shared = self.pool if on_cpu else None
+        threads = shared or ThreadPoolExecutor(options.instances, thread_name_prefix=f"infer-{entry}")
+        batcher = Batcher(
+            str(entry),
+            _forward(session, wide, entry),
+            threads,
+            max_batch=min(entry.manifest.engine.max_batch, options.max_batch or entry.manifest.engine.max_batch),
+            workers=options.instances,
+            max_queue=self.max_queue,
+            delay=options.batch_delay,
+        )
+        return Loaded(batcher, None if threads is shared else threads)
+
+
+def _session(entry: Entry, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning thread pool steals the cores that decode the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    available = ort.get_available_providers()
+    try:
+        session = ort.InferenceSession(entry.engine_file, options, providers=[p for p in PROVIDERS if p in available])
+    except Exception as error:  # onnxruntime raises a class of its own per status, without a common base
+        raise InferenceError(f"onnxruntime cannot load {entry}: {_first_line(error)}") from error
+    _check_names("inputs", {i.name for i in session.get_inputs()}, {spec.name for spec in entry.manifest.inputs})
+    _check_names("outputs", {o.name for o in session.get_outputs()}, {spec.name for spec in entry.manifest.outputs})
+    return session
 
 
 def _key(entry: Entry) -> str:
@@ -105,12 +143,17 @@ def _key(entry: Entry) -> str:
     return f"{entry}/{entry.manifest.build}"
 
 
-def _forward(session: ort.InferenceSession, entry: Entry, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _forward(session: ort.InferenceSession, wide: ort.InferenceSession, entry: Entry) -> Forward:
+    """Run a batch on `session`, or on `wide` when it is alone."""
     names = [spec.name for spec in entry.manifest.outputs]
-    try:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-    except Exception as error:
-        raise InferenceError(f"{entry} failed on this input: {_first_line(error)}") from error
+
+    def forward(inputs: Mapping[str, NDArray[Any]], alone: bool) -> dict[str, NDArray[Any]]:
+        try:
+            return dict(zip(names, (wide if alone else session).run(names, inputs), strict=True))
+        except Exception as error:
+            raise InferenceError(f"{entry} failed on this input: {_first_line(error)}") from error
+
+    return forward
 
 
 def _check_names(what: str, have: set[str], want: set[str]) -> None:

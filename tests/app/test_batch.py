@@ -27,10 +27,12 @@ class Engine:
         self.gate = threading.Event()
         self.gate.set()
         self.runs: list[int] = []
+        self.alone: list[bool] = []
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def __call__(self, inputs: Tensors, alone: bool) -> Tensors:
         self.gate.wait(5)
         self.runs.append(len(inputs["x"]))
+        self.alone.append(alone)
         if (inputs["x"] == -1).any():
             raise InferenceError("poisoned")
         return {"y": inputs["x"] * 2}
@@ -148,3 +150,40 @@ async def test_waiting_and_computing_are_timed_apart(engine: Engine, executor: T
     first, second = (ticket.stages for ticket in tickets)
     assert first["infer"] >= 0.04 > first["queue"]
     assert second["queue"] >= 0.04 > second["infer"]
+
+
+async def test_only_what_nothing_runs_or_waits_beside_is_alone(engine: Engine, executor: ThreadPoolExecutor) -> None:
+    batcher = make_batcher(engine, executor, workers=2)
+    await batcher.submit(rows(0), Ticket())
+    engine.gate.clear()
+    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(3)]
+    await until_queued(batcher, 1)
+    engine.gate.set()
+    await asyncio.gather(*calls)
+    assert engine.alone[0]
+    assert not all(engine.alone[1:])
+
+
+async def test_a_batch_forms_when_a_thread_is_free_to_compute_it(engine: Engine) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        batcher = make_batcher(engine, pool)
+        busy = threading.Event()
+        pool.submit(busy.wait, 5)
+        calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(4)]
+        await until_queued(batcher, 4)
+        busy.set()
+        await asyncio.gather(*calls)
+    assert engine.runs == [4]
+
+
+async def test_a_delay_waits_for_company_but_not_longer(engine: Engine, executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher("engine", engine, executor, max_batch=4, workers=1, max_queue=16, delay=0.2)
+    started = time.monotonic()
+    first = asyncio.create_task(batcher.submit(rows(1), Ticket()))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(first, batcher.submit(rows(2), Ticket()))
+    assert engine.runs == [2]
+    assert 0.2 <= time.monotonic() - started < 1
+    await asyncio.gather(*(batcher.submit(rows(i), Ticket()) for i in range(4)))
+    assert time.monotonic() - started < 1
+    assert engine.runs == [2, 4]

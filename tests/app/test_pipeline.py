@@ -14,6 +14,7 @@ from app.admission import PixelBudget, Ticket
 from app.backends.base import Tensors
 from app.backends.fake import FakeBackend
 from app.catalog import Catalog
+from app.compute import make_pool
 from app.decode import DecodeLimits, decode, open_image
 from app.errors import BackendUnavailableError, DeadlineError, InferenceError, MalformedRequestError, TooLargeError
 from app.manifest import Entry
@@ -58,9 +59,8 @@ def backend() -> WatchedBackend:
 async def pipeline(tmp_path: Path, backend: WatchedBackend) -> AsyncIterator[Pipeline]:
     catalog = Catalog(make_repository(tmp_path), backend, no_smoke, {})
     await catalog.refresh()
-    pipeline = Pipeline(catalog, backend, DecodeLimits(max_pixels=300_000), PixelBudget(200_000), threads=2)
-    yield pipeline
-    await pipeline.close()
+    with make_pool(2) as pool:
+        yield Pipeline(catalog, backend, DecodeLimits(max_pixels=300_000), PixelBudget(200_000), pool)
 
 
 async def run(pipeline: Pipeline, *images: Any, ticket: Ticket | None = None) -> tuple[Any, ...]:

@@ -211,13 +211,13 @@ def test_workers_that_cannot_start_end_it(repository: Path, tmp_path: Path, monk
 @pytest.mark.parametrize(("workers", "part"), [(1, 1), (2, 2), (3, 3), (1000, 1000)])
 def test_limits_are_shared_out(workers: int, part: int) -> None:
     settings = Settings(
-        _env_file=None, workers=workers, max_requests=100, max_queue=99, instances=4, decode_threads=3, triton_concurrency=64
+        _env_file=None, workers=workers, max_requests=100, max_queue=99, instances=4, compute_threads=3, triton_concurrency=64
     )
     each = share(settings)
     assert each.max_requests == max(1, 100 // part)
     assert each.max_queue == max(1, 99 // part)
     assert each.instances == max(1, 4 // part)
-    assert each.decode_threads == max(1, 3 // part)
+    assert each.compute_threads == max(1, 3 // part)
     assert each.triton_concurrency == max(1, 64 // part)
     assert each.max_body_bytes_in_flight == max(each.max_body_bytes, settings.max_body_bytes_in_flight // part)
     assert each.max_pixels_in_flight == max(each.max_image_pixels, settings.max_pixels_in_flight // part)
