@@ -73,7 +73,8 @@ class Batcher:
         self._waiting: deque[Member] = deque()
         self._rows = 0  # of all that wait
         self._due = 0  # turns that have not begun
-        self._depth = metrics.QUEUE_DEPTH.labels(name)
+        self._busy = 0  # turns that have begun and not ended
+        self._depth = metrics.Level(metrics.QUEUE_DEPTH.labels(name))
         self._sizes = metrics.BATCH_SIZE.labels(name)
 
     async def submit(self, inputs: Inputs, ticket: Ticket) -> Outputs:
@@ -129,11 +130,14 @@ class Batcher:
         a poisoned input fails alone."""
         with self._lock:
             self._due -= 1
+            self._busy += 1
             departed: list[Member] = []
             batch = list(self._take(departed))
-            alone = not self._waiting and len(self._turns) <= 1
+            alone = self._busy == 1 and not self._due and not self._waiting
         started = time.perf_counter()
         outcomes = self._compute(batch, alone) if batch else []
+        with self._lock:
+            self._busy -= 1
         return Run(batch, outcomes, departed, started, time.perf_counter())
 
     def _take(self, departed: list[Member]) -> Iterator[Member]:

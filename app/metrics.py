@@ -80,6 +80,19 @@ BACKEND_UP = Gauge(
 )
 
 
+class Level:
+    """A gauge that is written only when its value changes: where nothing waits, a queue's depth is 0 before and after a request."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._value = -1
+
+    def set(self, value: int) -> None:
+        if value != self._value:
+            self._value = value
+            self._gauge.set(value)
+
+
 def observe_request(task: str, model: str, status: int, seconds: float, stages: Mapping[str, float]) -> None:
     """One request from its ticket to its answer; `stages` are those it reached, in seconds. `model` is "" when none was found."""
     _request(task, model, status).observe(seconds)

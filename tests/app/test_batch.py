@@ -161,7 +161,7 @@ async def test_only_what_nothing_runs_or_waits_beside_is_alone(engine: Engine, e
     engine.gate.set()
     await asyncio.gather(*calls)
     assert engine.alone[0]
-    assert not all(engine.alone[1:])
+    assert engine.alone.count(True) < 4
 
 
 async def test_a_batch_forms_when_a_thread_is_free_to_compute_it(engine: Engine) -> None:
