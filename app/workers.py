@@ -60,14 +60,19 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     except OSError as error:
         log.error("%s", error)
         sys.exit(1)
-    memory = MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None
-    with TemporaryDirectory(prefix="vitrine-metrics-", dir=memory, ignore_cleanup_errors=True) as directory:
+    with metrics_directory() as directory:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # the workers inherit it before they import what reads it
         outcome = Supervisor(share(settings), listeners, ready).run()
     if outcome == -signal.SIGTERM:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
     sys.exit(max(0, outcome))
+
+
+def metrics_directory() -> "TemporaryDirectory[str]":
+    """A fresh directory for the metrics of all workers, gone when its block ends."""
+    memory = MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None
+    return TemporaryDirectory(prefix="vitrine-metrics-", dir=memory, ignore_cleanup_errors=True)
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:

@@ -10,13 +10,13 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
 from app import metrics
 from app.admission import Ticket
 from app.api.call import Call, server_timing
+from app.workers import metrics_directory
 
 MODES = ("one process", "several processes")
 REPEATS = 15
@@ -74,7 +74,7 @@ def measure() -> float:
 
 def measure_apart(mode: str) -> float:
     """In a process of its own: prometheus_client chooses how it stores values when it is imported."""
-    with tempfile.TemporaryDirectory() as directory:
+    with metrics_directory() as directory:
         variables = {"PROMETHEUS_MULTIPROC_DIR": directory} if mode == MODES[1] else {}
         inherited = {name: value for name, value in os.environ.items() if name.lower() != "prometheus_multiproc_dir"}
         command = [sys.executable, __file__, "--here"]
