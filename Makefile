@@ -48,8 +48,9 @@ bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, 
 	    --input-size 64 --resize 70 --licence Apache-2.0 \
 	    --description "50 everyday classes, trained by recipes/convnext_50.py" $(ARGS)
 
-docs: $(VENV)/.base ## write the settings table of docs/operations.md again
+docs: $(VENV)/.test ## write what is generated again: the settings table of docs/operations.md, the dashboards
 	$(BIN)/python -m tests.test_operations
+	$(BIN)/python -m deploy.grafana.render
 
 format: $(VENV)/.test ## format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 COMPOSE_FILES = ("docker-compose.yml", "deploy/gpu.yml")
 TARGETS = ("gateway", "export", "triton")
+OBSERVERS = ("prometheus", "grafana")
+LOCAL_PORT = re.compile(r"127\.0\.0\.1:\$\{\w*PORT:-(\d+)\}:(\d+)")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_compose_files_follow_their_schema(name: str) -> None:
 
 def test_the_targets_are_the_documented_ones(stages: dict[str, Any], services: dict[str, Any]) -> None:
     assert set(stages) - {""} == set(TARGETS)
-    assert {name: service["build"]["target"] for name, service in services.items()} == {name: name for name in TARGETS}
+    built = {name: service["build"]["target"] for name, service in services.items() if "build" in service}
+    assert built == {name: name for name in TARGETS}
+    assert set(services) - set(built) == set(OBSERVERS)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -118,3 +122,51 @@ def test_the_gateway_waits_for_triton_and_both_read_one_repository(stages: dict[
     assert mounted["gateway"] == mounted["triton"] == ["./model_repository:/models:ro"]
     assert environment(stages["gateway"])["VITRINE_REPOSITORY"] == "/models"
     assert services["gateway"]["read_only"] is True
+
+
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """The folders of the repository that a service sees, by where it sees them; each is read-only."""
+    parts = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    assert all(mode == ["ro"] for _, _, *mode in parts)
+    return {target: ROOT / source for source, target, *_ in parts}
+
+
+def test_every_published_port_is_of_this_machine_alone(services: dict[str, Any]) -> None:
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert len(published) == 3
+    assert all(LOCAL_PORT.fullmatch(port) for port in published)
+    assert len({port.split(":-")[1] for port in published}) == 3
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_observers_start_only_when_asked_for_and_in_a_fixed_version(services: dict[str, Any], name: str) -> None:
+    assert services[name]["profiles"] == ["observe"]
+    assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", services[name]["image"])
+    assert services[name]["cap_drop"] == ["ALL"]
+
+
+def test_prometheus_reads_its_files_and_scrapes_the_services_where_they_listen(
+    stages: dict[str, Any], services: dict[str, Any]
+) -> None:
+    (folder,) = mounts(services["prometheus"]).values()
+    written = yaml.safe_load((folder / "prometheus.yml").read_text())
+    targets = {job["job_name"]: job["static_configs"] for job in written["scrape_configs"]}
+    port = environment(stages["gateway"])["VITRINE_PORT"]
+    assert targets == {
+        "vitrine": [{"targets": [f"gateway:{port}"]}],
+        "triton": [{"targets": ["triton:8002"]}],
+    }
+    assert "8002" in services["triton"]["expose"]
+
+
+def test_grafana_finds_its_data_source_and_its_dashboards(services: dict[str, Any]) -> None:
+    mounted = mounts(services["grafana"])
+    provisioning = mounted["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/vitrine.yml").read_text())["providers"]
+    assert source["url"] == f"http://prometheus:{services['prometheus']['ports'][0].rpartition(':')[2]}"
+    assert list(mounted[provider["options"]["path"]].glob("*.json"))
+    release = services["grafana"]["image"].partition(":")[2]
+    assert f"!{release}" in (ROOT / "pyproject.toml").read_text(), "the SDK that renders the dashboards is of another release"
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (mounted[str(Path(home).parent)] / Path(home).name).is_file()
