@@ -2,12 +2,13 @@
 
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from app.local_triton import HOST, Ports
+from app.settings import Settings
 from tests import prometheus
 from tests.prometheus import DEPLOY
 
@@ -24,7 +25,11 @@ ALERTS = rules("alerts.yml")
 
 @pytest.mark.parametrize(
     "arguments",
-    [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml", "alerts.yml"), ("test", "rules", "tests.yml")],
+    [
+        ("check", "config", "prometheus.yml", "local.yml"),
+        ("check", "rules", "rules.yml", "alerts.yml"),
+        ("test", "rules", "tests.yml"),
+    ],
     ids=" ".join,
 )
 def test_promtool(arguments: tuple[str, ...]) -> None:
@@ -60,7 +65,16 @@ def test_recorded_rules_are_named_by_level_metric_and_operation() -> None:
         assert f"by ({', '.join(level.split('_'))}" in rule["expr"]
 
 
-def test_the_default_files_are_those_of_the_folder() -> None:
+def test_every_file_of_the_folder_has_its_use() -> None:
     written = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    assert {*written["rule_files"], "prometheus.yml", "tests.yml"} == {file.name for file in DEPLOY.iterdir()}
-    assert all(Path(DEPLOY / file).is_file() for file in written["rule_files"])
+    assert {*written["rule_files"], "prometheus.yml", "local.yml", "tests.yml"} == {file.name for file in DEPLOY.iterdir()}
+
+
+def test_locally_only_the_targets_differ() -> None:
+    containers, local = (yaml.safe_load((DEPLOY / name).read_text()) for name in ("prometheus.yml", "local.yml"))
+    targets = {job["job_name"]: job.pop("static_configs")[0]["targets"] for job in local["scrape_configs"]}
+    for job in containers["scrape_configs"]:
+        del job["static_configs"]
+    assert local == containers
+    gateway = Settings(_env_file=None)
+    assert targets == {"vitrine": [f"{gateway.host}:{gateway.port}"], "triton": [f"{HOST}:{Ports().metrics}"]}
