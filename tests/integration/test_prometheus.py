@@ -171,7 +171,7 @@ def test_every_list_of_a_dashboard_has_entries(watched: Watched, query: str) -> 
 
 @pytest.mark.parametrize("rule", rules("rules.yml"))
 def test_every_recorded_rule_finds_data(watched: Watched, rule: dict[str, str]) -> None:
-    assert watched.has_data(rule["record"])
+    assert watched.has_data(f"last_over_time({rule['record']}[10m])")
     for selector in SELECTOR.findall(rule["expr"]):
         assert watched.has_data(selector), selector
 
