@@ -5,8 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Contender:
     decode: str = "usual"
     form: Form = "raw"
     tunings: tuple[Tuning, ...] = (Tuning(),)
-    settings: Mapping[str, str] = field(default_factory=dict)
+    sweep_of: str = ""  # the row whose best settings are this one's too
 
     @property
     def path(self) -> str:
@@ -65,9 +64,9 @@ CONTENDERS = {
         Contender("vitrine, base64", "vitrine", form="base64"),
         Contender("vitrine, 2 workers", "vitrine", tunings=(Tuning(2),)),
         Contender("fastapi", "fastapi_plain", tunings=_POOL),
-        Contender("fastapi, vitrine's decoding", "fastapi_plain", "vitrine", tunings=_POOL),
+        Contender("fastapi, vitrine's decoding", "fastapi_plain", "vitrine", sweep_of="fastapi"),
         Contender("litserve", "litserve", form="multipart", tunings=_QUEUE),
-        Contender("litserve, vitrine's decoding", "litserve", "vitrine", form="multipart", tunings=_QUEUE),
+        Contender("litserve, vitrine's decoding", "litserve", "vitrine", form="multipart", sweep_of="litserve"),
         Contender("bentoml", "bentoml", tunings=(*_POOL, Tuning(2, 8, 0.01), Tuning(1, 16, 0.01, 2))),
         Contender("ray serve", "ray_serve", tunings=(*_POOL, Tuning(2, 8, 0.002), Tuning(2, 16, 0.01))),
         Contender("mlserver", "mlserver", form="infer", tunings=(*_POOL, Tuning(2, 8, 0.005), Tuning(1, 16, 0.01, 2))),
@@ -110,12 +109,11 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
             "VITRINE_DEFAULT_CLASSIFY": model.name,
             "VITRINE_LOG_LEVEL": "warning",
             "VITRINE_THREADS": str(tuning.threads),
-            **contender.settings,
             **more,
         }
         command = [sys.executable, "-m", "app.cli", "serve"]
         command += ["--workers", str(tuning.workers)] if tuning.workers > 1 else []
-        return Server(command, {**_clean(), "PYTHONPATH": str(ROOT), **settings}, ROOT, log), url
+        return Server(command, {**_everywhere(), "PYTHONPATH": str(ROOT), **settings}, ROOT, log), url
     python = environment_of(contender.kind)
     directory = PEERS / contender.kind
     settings = {
@@ -130,11 +128,11 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
         **_SETTINGS.get(contender.kind, lambda *_: {})(port, tuning),
     }
     command = _COMMANDS.get(contender.kind, lambda *_: ["server.py"])(port, tuning)
-    return Server([str(python), *command], {**_clean(), **settings}, directory, log), url
+    return Server([str(python), *command], {**_everywhere(), **settings}, directory, log), url
 
 
-def _clean() -> dict[str, str]:
-    """Settings of Vitrine in this shell must not reach one server of the comparison alone: they are blanked by being absent."""
+def _everywhere() -> dict[str, str]:
+    """For every server alike: no hidden threads, no reports home."""
     return {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -178,7 +176,3 @@ def predictions(kind: str, answer: bytes) -> list[int]:
     elif isinstance(content, list):
         content = content[0]
     return [each["class_id"] for each in content["predictions"]]
-
-
-def with_settings(contender: Contender, **settings: str) -> Contender:
-    return replace(contender, settings={**contender.settings, **settings})

@@ -31,7 +31,9 @@ class Classifier:
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(os.environ["BENCH_MODEL"], options, providers=providers)
         self.preprocessing = json.loads(Path(os.environ["BENCH_MANIFEST"]).read_text())["preprocessing"]
-        self.prepare = _usual(self.preprocessing) if os.environ.get("BENCH_DECODE", "usual") == "usual" else _vitrine(self.preprocessing)
+        self.prepare = (
+            _usual(self.preprocessing) if os.environ.get("BENCH_DECODE", "usual") == "usual" else _vitrine(self.preprocessing)
+        )
 
     def infer(self, frames: NDArray[Any]) -> NDArray[Any]:
         """uint8 [N,H,W,3] -> probabilities float32 [N,classes]."""
