@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance triton .triton bundled docs format clean
+.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled docs format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.base ## start the gateway on http://127.0.0.1:8000 (PORT=, BACKEND=onnxruntime|triton)
 	@exec $(BIN)/vitrine serve $(if $(PORT),--port $(PORT)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
@@ -33,6 +33,15 @@ check: $(VENV)/.test ## format, lint, types, import contracts; seconds
 
 conformance: $(VENV)/.test ## the long form of the tests: every family in a published size
 	$(PYTEST) -m conformance $(ARGS)
+
+bench: $(VENV)/.bench ## Vitrine beside the other servers, 15 minutes on a quiet machine; needs wrk
+	$(BIN)/python -m load_tests.bench $(ARGS)
+
+bench-full: $(VENV)/.bench ## the same with every model, photo and number of clients, hours; goes on where it stopped
+	$(BIN)/python -m load_tests.bench --full $(ARGS)
+
+bench-k6: $(VENV)/.bench ## closed and open loops, mixed sizes and bad input, by k6
+	$(BIN)/python -m load_tests.k6 $(ARGS)
 
 triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `make run BACKEND=triton`
 	@exec $(BIN)/vitrine triton $(ARGS)
@@ -58,7 +67,7 @@ format: $(VENV)/.test ## format the code and apply the linter's safe fixes
 
 clean: ## remove caches and build products; .venv and .triton stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
-	find app export recipes tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app export recipes tests deploy load_tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -72,6 +81,11 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 	@echo "Installing the gateway into $(VENV) (once) ..."
 	@$(PIP) --editable .
 	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	@echo "Installing what the load tests need into $(VENV): torch and more, several GB on Linux (once) ..."
+	@$(PIP) --editable ".[bench]"
+	@touch $(VENV)/.base $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "Installing what the tests need into $(VENV): torch and more, several GB on Linux (once) ..."

@@ -118,7 +118,7 @@ def _measure(group: Group, cells: Sequence[Cell], number: int, seconds: float, s
 
 
 def _records(group: Group, cells: Sequence[Cell], number: int, seconds: float) -> Iterator[Record]:
-    server, model, goal = group
+    server, _, goal = group
     if server == FLOOR:
         yield from (_floor(cell, number, seconds) for cell in cells)
     elif server in (TRITON, VITRINE_ON_TRITON):

@@ -70,12 +70,13 @@ def markdown(records: Sequence[Record], targets: Sequence[Verdict], about: dict[
     lines = [
         f"# {about['date'][:10]}: {about['processor']}, {about['cores']} cores",
         "",
-        f"`{about['command']}`, {rounds} rounds. {about['system']}, Python {about['python']}, Vitrine {about['vitrine']}, {libraries}.",
+        f"`{about['command']}`, {rounds} rounds.",
+        f"{about['system']}, Python {about['python']}, Vitrine {about['vitrine']}, {libraries}.",
         f"Peers: {peers}. Medians over the rounds; in brackets the 95 % interval of the bootstrap.",
         "",
-        f"The weights are random: {', '.join(f'{name} of seed {seed}' for name, seed in about['seeds'].items())}. With most seeds the "
-        "verification forbids MobileNetV3 scaled decoding, because a random network is far more sensitive than a trained one; the "
-        "first seed that it allows is taken.",
+        f"The weights are random: {', '.join(f'{name} of seed {seed}' for name, seed in about['seeds'].items())}.",
+        "With most seeds the verification forbids MobileNetV3 scaled decoding, because a random network is far more sensitive than",
+        "a trained one; the first seed that it allows is taken.",
         "",
         "## Targets",
         "",
@@ -119,7 +120,8 @@ def plot(records: Sequence[Record], about: dict[str, Any], file: Path) -> None:
             names, [each.value for each in rates], xerr=errors, color=[_colour(name) for name in names], ecolor="#444444", capsize=2
         )
         for position, each in enumerate(rates):
-            axis.annotate(f"{each.value:.0f}" if each.value >= 20 else f"{each.value:.1f}", (each.high, position), (5, 0), textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+            text = f"{each.value:.0f}" if each.value >= 20 else f"{each.value:.1f}"
+            axis.annotate(text, (each.high, position), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axis.set_title(f"{model} net, {photo}, {clients} clients", loc="left", fontsize=10)
         axis.set_xlim(0, 1.12 * max(each.high for each in rates))
         axis.spines[["top", "right"]].set_visible(False)

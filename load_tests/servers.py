@@ -28,7 +28,8 @@ class Tuning:
 
     def __str__(self) -> str:
         wait = f", wait {1000 * self.wait:g} ms" if self.batch > 1 else ""
-        return f"{self.workers} worker{'s' * (self.workers > 1)}, batch {self.batch}{wait}, {self.threads} thread{'s' * (self.threads > 1)}"
+        workers, threads = (f"{n} {noun}{'s' * (n > 1)}" for n, noun in ((self.workers, "worker"), (self.threads, "thread")))
+        return f"{workers}, batch {self.batch}{wait}, {threads}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Finds each peer's best settings: `python -m load_tests.sweep`, about 12 minutes, goes on where it was interrupted.
 
-Throughput: the small net at 32 clients. Latency: the medium net at 1 client, where a batch only waits. `load_tests/results/sweep.json`
-keeps every cell; a bench run takes the best of them. Vitrine answers 32 clients with its defaults, whatever the sweep says.
+Throughput: the small net at 32 clients. Latency: the medium net at 1 client, where a batch only waits. `results/sweep.json` keeps
+every cell; a bench run takes the best of them. Vitrine answers 32 clients with its defaults, whatever the sweep says.
 """
 
 import json

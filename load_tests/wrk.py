@@ -35,7 +35,7 @@ class WrkError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw. Latencies are milliseconds; `errors` counts answers that are not 2xx or 3xx, broken connections and timeouts."""
+    """What wrk saw. Latencies are milliseconds; `errors`: answers from 400 on, broken connections, timeouts."""
 
     requests: int
     seconds: float

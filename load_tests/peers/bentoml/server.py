@@ -1,10 +1,10 @@
 """BentoML: worker processes; one image per call as the raw body, or with adaptive batching lists of images by form."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
 from bentoml.validators import ContentType
-from pathlib import Path
 
 from load_tests.peers.classifier import BATCH, WORKERS, Classifier
 
