@@ -5,6 +5,7 @@ round starts each server alone, measures its cells and ends it; the next round b
 a run that was interrupted goes on where it was. Needs wrk.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from typing import Annotated
 import typer
 
 from app import local_triton
+from app.cli import serve
 from load_tests import floor, images, models, report, sweep
 from load_tests.cache import ROOT, cache
 from load_tests.cells import FLOOR, TRITON, VITRINE_ON_TRITON, Cell, Record, full, headline
@@ -43,7 +45,7 @@ def main(
 ) -> None:
     images.make_all()
     models.make_all()
-    cells = full() if all_cells else headline()
+    cells = [cell for cell in (full() if all_cells else headline()) if _can_run(cell)]
     store = Store(cache() / ("bench-full.jsonl" if all_cells else "bench.jsonl"), fresh)
     for number in range(1, rounds + 1):
         for group, members in _in_turn(_groups(cells), number):
@@ -59,6 +61,17 @@ def main(
     if failed:
         raise typer.Exit(1)
     store.end()
+
+
+def _can_run(cell: Cell) -> bool:
+    """False, and said so, for rows of an option that this `vitrine serve` does not have."""
+    workers = (
+        cell.server in CONTENDERS and CONTENDERS[cell.server].kind == "vitrine" and CONTENDERS[cell.server].tunings[0].workers > 1
+    )
+    if workers and "workers" not in inspect.signature(serve).parameters:
+        print(f"left out: {_name(cell)}: `vitrine serve` has no option --workers here", file=sys.stderr)
+        return False
+    return True
 
 
 class Store:
@@ -146,6 +159,7 @@ def _served(
             if len(answer) != 5:
                 raise ValueError(f"{len(answer)} predictions instead of 5")
             run(url, sent, cell.clients, WARM_UP, cache() / "wrk")
+            server.settle()
             before = server.usage()
             load = run(url, sent, cell.clients, duration, cache() / "wrk")
             after = server.usage()

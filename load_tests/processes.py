@@ -21,6 +21,9 @@ import psutil
 MARK = "VITRINE_BENCH_SERVER"
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+SETTLE_SECONDS = 30.0
+SETTLE_STEP = 0.3
+IDLE = 0.3  # of one core; Ray's own processes never rest
 
 
 class ServerError(Exception):
@@ -79,8 +82,19 @@ class Server:
             time.sleep(0.1)
         raise ServerError(f"No right answer within {READY_SECONDS:g} s: {reason}\n{self._tail()}")
 
+    def settle(self) -> None:
+        """Wait until the work that a client left behind is done; else it would fall into the next measurement."""
+        until = time.monotonic() + SETTLE_SECONDS
+        before = self.usage().cpu
+        while time.monotonic() < until:
+            time.sleep(SETTLE_STEP)
+            after = self.usage().cpu
+            if after - before < IDLE * SETTLE_STEP:
+                return
+            before = after
+
     def usage(self) -> Usage:
-        cpu, memory = 0.0, 0
+        memory = 0
         for process in self._processes():
             try:
                 times = process.cpu_times()

@@ -158,7 +158,7 @@ def _mlserver(port: int, tuning: Tuning) -> dict[str, str]:
 
 _COMMANDS: dict[str, Any] = {
     "bentoml": _bentoml,
-    "mlserver": lambda port, tuning: ["-m", "mlserver", "start", "."],
+    "mlserver": lambda port, tuning: ["-m", "mlserver.cli.main", "start", "."],
 }
 _SETTINGS: dict[str, Any] = {"mlserver": _mlserver}
 

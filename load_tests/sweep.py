@@ -72,6 +72,7 @@ def _measure(contender: Contender, tuning: Tuning, model: str, clients: int, sec
         with server:
             predictions(contender.kind, server.wait(url, sent.content_type, sent.data))
             run(url, sent, clients, 1, cache() / "wrk")
+            server.settle()
             load = run(url, sent, clients, seconds, cache() / "wrk")
     except (ServerError, WrkError, KeyError, ValueError) as error:
         return {"failure": str(error)}
