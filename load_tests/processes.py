@@ -39,12 +39,13 @@ class Usage:
 
 
 class Server:
-    """One server under test; ready inside the `with` block, gone after it."""
+    """One server under test: it runs inside the `with` block, gone after it, without the settings of Vitrine that this shell has."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path) -> None:
         self.command = list(command)
         self.mark = secrets.token_hex(8)
-        self.environment = {**os.environ, **environment, MARK: self.mark}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("VITRINE_")}
+        self.environment = {**inherited, **environment, MARK: self.mark}
         self.directory = directory
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None

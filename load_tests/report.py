@@ -70,7 +70,7 @@ def markdown(records: Sequence[Record], targets: Sequence[Verdict], about: dict[
     lines = [
         f"# {about['date'][:10]}: {about['processor']}, {about['cores']} cores",
         "",
-        f"`{about['command']}`, {rounds} rounds.",
+        f"`{about['command']}`, {rounds} round{'s' * (rounds > 1)}.",
         f"{about['system']}, Python {about['python']}, Vitrine {about['vitrine']}, {libraries}.",
         f"Peers: {peers}. Medians over the rounds; in brackets the 95 % interval of the bootstrap.",
         "",

@@ -114,7 +114,7 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
         }
         command = [sys.executable, "-m", "app.cli", "serve"]
         command += ["--workers", str(tuning.workers)] if tuning.workers > 1 else []
-        return Server(command, {**_everywhere(), "PYTHONPATH": str(ROOT), **settings}, ROOT, log), url
+        return Server(command, {**_everywhere(), "PYTHONPATH": str(ROOT), **settings}, cache(), log), url
     python = environment_of(contender.kind)
     directory = PEERS / contender.kind
     settings = {
