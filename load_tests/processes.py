@@ -39,7 +39,7 @@ class Usage:
 
 
 class Server:
-    """One server under test: it runs inside the `with` block, gone after it, without the settings of Vitrine that this shell has."""
+    """One server under test: it runs inside the `with` block, and without the settings of Vitrine in this shell."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path) -> None:
         self.command = list(command)
