@@ -25,7 +25,7 @@ from load_tests.cache import ROOT, cache
 from load_tests.cells import FLOOR, TRITON, VITRINE_ON_TRITON, Cell, Record, full, headline
 from load_tests.images import PHOTOS
 from load_tests.models import MODELS, repository
-from load_tests.processes import ServerError
+from load_tests.processes import ServerError, unwind_on_sigterm
 from load_tests.servers import CONTENDERS, Contender, Tuning, predictions, start
 from load_tests.wrk import WrkError, body, run
 
@@ -43,6 +43,7 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the report.", show_default="load_tests/results")] = None,
 ) -> None:
+    unwind_on_sigterm()
     images.make_all()
     models.make_all()
     cells = [cell for cell in (full() if all_cells else headline()) if _can_run(cell)]

@@ -12,7 +12,7 @@ from load_tests import images, models
 from load_tests.cache import RESULTS, cache
 from load_tests.images import PHOTOS
 from load_tests.models import MODELS
-from load_tests.processes import Server
+from load_tests.processes import Server, unwind_on_sigterm
 from load_tests.servers import CONTENDERS, Tuning, start
 from load_tests.wrk import Body, body, run
 
@@ -25,6 +25,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Between the two readings.", min=1)] = 50_000,
     warm_up: Annotated[int, typer.Option(help="Requests before the first.", min=1)] = 2_000,
 ) -> None:
+    unwind_on_sigterm()
     images.make_all()
     models.make_all()
     sent = body(PHOTOS["500x334"], "raw")

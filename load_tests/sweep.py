@@ -15,7 +15,7 @@ from load_tests import images, models
 from load_tests.cache import RESULTS, cache
 from load_tests.images import PHOTOS
 from load_tests.models import MODELS
-from load_tests.processes import ServerError
+from load_tests.processes import ServerError, unwind_on_sigterm
 from load_tests.servers import CONTENDERS, Contender, Tuning, predictions, start
 from load_tests.wrk import WrkError, body, run
 
@@ -28,6 +28,7 @@ def main(
     only: Annotated[str | None, typer.Option(help="The name of one server.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")] = False,
 ) -> None:
+    unwind_on_sigterm()
     images.make_all()
     models.make_all()
     cells = [] if fresh else load()
