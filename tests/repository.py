@@ -35,12 +35,12 @@ _DIRECTIONS = np.array([[2, -1, -1], [-1, 2, -1], [-1, -1, 2], [-2, 1, 1], [1, -
 
 CONFIG = """\
 name: "{name}"
-backend: "onnxruntime"
+backend: "{backend}"
 max_batch_size: {max_batch}
 input [ {inputs} ]
 output [ {outputs} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
-dynamic_batching {{ default_queue_policy {{ max_queue_size: {queue} }} }}
+dynamic_batching {{ max_queue_delay_microseconds: {linger} default_queue_policy {{ max_queue_size: {queue} }} }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
@@ -63,9 +63,13 @@ def add_entry(
     queue: int = 64,
     delay: int = 0,
     poison: bool = False,
+    linger: int = 0,
+    backend: str = "onnxruntime",
     **fields: Any,
 ) -> Entry:
-    """Write `repository/name/version` and `config.pbtxt`. `fields` replace fields of the manifest; `queue` is Triton's bound.
+    """Write `repository/name/version` and `config.pbtxt`. `fields` replace fields of the manifest.
+
+    `queue`, `linger` (microseconds that a call waits for others to share its batch) and `backend` are for Triton.
 
     Versions answer differently (see `reference`). `delay` is the side of a matrix that is multiplied ten times with itself
     before each answer, to make the engine slow; `poison` adds an input on which it fails (see `POISON`).
@@ -75,7 +79,7 @@ def add_entry(
     engine = directory / "model.onnx"
     engine.write_bytes(make_engine(version, size=size, delay=delay, poison=poison))
     _write_golden(directory / "golden", version, size)
-    return _describe(directory, make_manifest(engine, name, size=size, max_batch=max_batch, **fields), queue)
+    return _describe(directory, make_manifest(engine, name, size=size, max_batch=max_batch, **fields), queue, linger, backend)
 
 
 def add_echo(repository: Path, name: str = "echo") -> Entry:
@@ -216,13 +220,15 @@ def _onnx_type(dtype: str) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def _describe(directory: Path, manifest: Manifest, queue: int) -> Entry:
+def _describe(directory: Path, manifest: Manifest, queue: int, linger: int = 0, backend: str = "onnxruntime") -> Entry:
     """Write what lies beside the engine: the manifest, and Triton's configuration of the model."""
     (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
     config = CONFIG.format(
         name=directory.parent.name,
         max_batch=manifest.engine.max_batch,
         queue=queue,
+        linger=linger,
+        backend=backend,
         inputs=", ".join(map(_tensor_config, manifest.inputs)),
         outputs=", ".join(map(_tensor_config, manifest.outputs)),
     )

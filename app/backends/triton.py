@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
@@ -109,23 +110,37 @@ class TritonBackend:
             await self._client.close()
 
     async def _infer_piece(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
-        """One call of at most `max_batch` rows."""
+        """Answer at most `max_batch` rows.
+
+        NVIDIA's backends fail every call of a merged batch for what is wrong with one. Where that may be what happened, the
+        call is repeated once, filled up to `max_batch` rows: to a full batch Triton adds nobody else's.
+        """
+        rows = len(inputs[entry.manifest.inputs[0].name])
+        async with self._slot(ticket):
+            try:
+                return await self._call(entry, inputs, ticket)
+            except InferenceError as error:
+                if rows == entry.manifest.engine.max_batch or blames_the_call(error) or not ticket.live:
+                    raise
+            outputs = await self._call(entry, fill(inputs, entry.manifest.engine.max_batch), ticket)
+        return {name: array[:rows] for name, array in outputs.items()}
+
+    async def _call(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         from tritonclient.grpc import InferInput  # noqa: PLC0415
 
         tensors = [
             InferInput(spec.name, inputs[spec.name].shape, DATATYPES[spec.dtype]).set_data_from_numpy(inputs[spec.name])
             for spec in entry.manifest.inputs
         ]
-        async with self._slot(ticket):
-            with ticket.stage("infer"), translation(str(entry)):
-                result = await self._client.infer(
-                    entry.name,
-                    tensors,
-                    str(entry.version),
-                    request_id=ticket.id,
-                    client_timeout=_seconds_left(ticket),
-                    headers=ticket.context,
-                )
+        with ticket.stage("infer"), translation(str(entry)):
+            result = await self._client.infer(
+                entry.name,
+                tensors,
+                str(entry.version),
+                request_id=ticket.id,
+                client_timeout=_seconds_left(ticket),
+                headers=ticket.context,
+            )
         rows = len(inputs[entry.manifest.inputs[0].name])
         return {spec.name: take_output(result, spec, rows, entry) for spec in entry.manifest.outputs}
 
@@ -233,6 +248,23 @@ def translate(status: str, message: str, what: str) -> VitrineError:
     if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.UNIMPLEMENTED"):
         return BackendUnavailableError(f"Triton does not answer for {what}; retry later.")
     return InferenceError(f"Triton failed on {what}: {(message.splitlines() or [status])[0]}")
+
+
+def blames_the_call(error: InferenceError) -> bool:
+    """Whether the call would fail without others in its batch, too.
+
+    Triton says INVALID_ARGUMENT of a call that it refused by itself, and so does this project's Python backend, which runs the
+    calls of a failed batch one by one. An engine that failed on a batch as a whole is INTERNAL.
+    """
+    from tritonclient.utils import InferenceServerException  # noqa: PLC0415
+
+    cause = error.__cause__
+    return not isinstance(cause, InferenceServerException) or cause.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def fill(inputs: Tensors, rows: int) -> Tensors:
+    """Repeat the rows of `inputs`, in turn, until there are `rows`."""
+    return {name: array[np.arange(rows) % len(array)] for name, array in inputs.items()}
 
 
 async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:

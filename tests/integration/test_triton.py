@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from app.errors import BackendUnavailableError, DeadlineError, InferenceError
 from app.local_triton import LocalTriton, free_ports
 from app.manifest import Entry, TensorSpec, read_entry
 from tests import triton
-from tests.repository import add_entry, make_images, reference
+from tests.repository import MAX_BATCH, POISON, add_entry, make_images, reference
 
 pytestmark = [pytest.mark.triton, pytest.mark.anyio]
 
 IMAGES = make_images(3)
+LINGER = 500_000  # microseconds: calls made at once share a batch, which starts when it is full
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,17 @@ async def check_within(backend: TritonBackend, entry: Entry, seconds: float) -> 
 
 async def statistics(backend: TritonBackend, entry: Entry) -> Any:
     return (await backend._client.get_inference_statistics(entry.name, str(entry.version))).model_stats[0]
+
+
+async def check_batches(backend: TritonBackend, entry: Entry, expected: dict[int, int]) -> None:
+    """So often Triton ran each size of batch. It counts a batch only after the answers have left."""
+    end = time.monotonic() + 2
+    while True:
+        told = {each.batch_size: each.compute_infer.count for each in (await statistics(backend, entry)).batch_stats}
+        if told == expected:
+            return
+        assert time.monotonic() < end, told
+        await asyncio.sleep(0.05)
 
 
 def shared_memory(server: LocalTriton) -> list[Path]:
@@ -178,6 +191,36 @@ async def test_an_engine_with_other_tensors_than_its_manifest_is_not_loaded(back
         await backend.load(other)
 
 
+async def merged(backend: TritonBackend, entry: Entry, poisoned: int) -> list[Any]:
+    """What calls of one image come to that together fill one batch of Triton, which fails on the image `poisoned`."""
+    images = make_images(MAX_BATCH)
+    images[poisoned, 0, 0, 0] = POISON
+    calls = (backend.infer(entry, {"image": image[None]}, Ticket()) for image in images)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for row, (image, answer) in enumerate(zip(images, answers, strict=True)):
+        if row != poisoned:
+            assert isinstance(answer, dict), answer
+            np.testing.assert_allclose(answer["probabilities"], reference(image[None]), atol=1e-5)
+    return answers
+
+
+async def test_a_poisoned_input_of_a_merged_batch_fails_alone(backend: TritonBackend, shared: LocalTriton) -> None:
+    entry = add_entry(shared.repository, "retried_there", poison=True, linger=LINGER)
+    await backend.load(entry)
+    answers = await merged(backend, entry, poisoned=5)
+    assert isinstance(answers[5], InferenceError)
+    await check_batches(backend, entry, {MAX_BATCH: 1})  # this side asked for nothing twice
+
+
+async def test_calls_that_fell_with_another_are_repeated_alone(backend: TritonBackend, shared: LocalTriton) -> None:
+    entry = add_entry(shared.repository, "retried_here", poison=True, linger=LINGER, backend="python")
+    shutil.copy(Path(__file__).with_name("one_for_all.py"), entry.path / "model.py")
+    await backend.load(entry)
+    answers = await merged(backend, entry, poisoned=5)
+    assert isinstance(answers[5], InferenceError)
+    await check_batches(backend, entry, {MAX_BATCH: 1 + MAX_BATCH})
+
+
 async def test_what_nobody_waits_for_any_more_is_not_computed(backend: TritonBackend, shared: LocalTriton) -> None:
     slow = add_entry(shared.repository, "abandoned", delay=512, max_batch=1)
     await backend.load(slow)
@@ -190,6 +233,23 @@ async def test_what_nobody_waits_for_any_more_is_not_computed(backend: TritonBac
             await call
     await backend.infer(slow, {"image": IMAGES[:1]}, Ticket())
     assert (await statistics(backend, slow)).inference_count < 8
+
+
+@pytest.mark.parametrize("way", ["cancelled", "expired"])
+async def test_a_call_that_leaves_tritons_queue_is_not_executed(backend: TritonBackend, shared: LocalTriton, way: str) -> None:
+    entry = add_entry(shared.repository, way, linger=LINGER)
+    await backend.load(entry)
+    deadline = time.monotonic() + (0.1 if way == "expired" else 10)
+    leaving = [asyncio.create_task(backend.infer(entry, {"image": IMAGES[:1]}, Ticket(deadline=deadline))) for _ in range(3)]
+    staying = asyncio.create_task(backend.infer(entry, {"image": IMAGES}, Ticket()))
+    await asyncio.sleep(0.1)
+    for call in leaving:
+        if way == "cancelled":
+            call.cancel()
+        with pytest.raises((asyncio.CancelledError, DeadlineError)):
+            await call
+    await staying
+    await check_batches(backend, entry, {len(IMAGES): 1})
 
 
 async def test_no_more_calls_are_in_flight_than_allowed(shared: LocalTriton) -> None:
