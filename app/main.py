@@ -112,7 +112,9 @@ def create_app(settings: Settings) -> FastAPI:
 def make_backend(settings: Settings, pool: Executor) -> Backend:
     """The backend that the settings name; one that computes in this process does it on `pool`."""
     if settings.backend == "triton":
-        return TritonBackend(settings.triton_url, concurrency=settings.triton_concurrency)
+        return TritonBackend(
+            settings.triton_url, concurrency=settings.triton_concurrency, shared_memory=settings.triton_shared_memory
+        )
     if settings.backend == "fake":
         return FakeBackend()
     options = EngineOptions(

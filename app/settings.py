@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         description="host:port of Triton's gRPC endpoint",
     )
     triton_concurrency: Count = Field(64, description="calls to Triton in flight")
+    triton_shared_memory: Literal["auto", "on", "off"] = Field(
+        "auto", description="give Triton its inputs in shared memory; auto does for one at a loopback address"
+    )
     compute_threads: Count = Field(
         default_factory=available_cpus, description="threads that decode, resize and, on the CPU, infer (onnxruntime)"
     )

@@ -1,16 +1,18 @@
 """A Triton server over gRPC: its dynamic batcher merges calls, this side bounds, splits and checks them."""
 
 import asyncio
+import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split
+from app.backends.shared_memory import UNKNOWN_REGION, Region, SharedMemory
 from app.errors import (
     BackendUnavailableError,
     CapacityError,
@@ -34,6 +36,7 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 LIVENESS_SECONDS = 1.0
+ALIGNMENT = 64  # bytes, of tensors that share a region
 METADATA_SECONDS = 10.0
 
 _ADDRESS = re.compile(r"(?:(?P<scheme>grpcs?)://)?(?P<target>[^/@\s]+:\d+)/?")
@@ -49,8 +52,12 @@ class TritonBackend:
 
     name = "triton"
 
-    def __init__(self, url: str, *, concurrency: int = 64, load_timeout: float = 120.0) -> None:
+    def __init__(
+        self, url: str, *, concurrency: int = 64, load_timeout: float = 120.0, shared_memory: Literal["auto", "on", "off"] = "auto"
+    ) -> None:
         """`url` is `host:port`, `grpc://host:port` or, with TLS, `grpcs://host:port`.
+
+        With `shared_memory` "on", inputs go through memory that Triton shares, if it can; "auto" tries that on this machine alone.
 
         Raises:
             ValueError: `url` is none of these.
@@ -60,6 +67,8 @@ class TritonBackend:
         self._slots = asyncio.Semaphore(concurrency)
         self._loading = asyncio.Lock()
         self._builds: set[str] = set()  # asked for once each: a version number may come again with another build
+        self._shares = shared_memory == "on" or (shared_memory == "auto" and is_here(self.target))
+        self._memory: SharedMemory | None = None
         self._client: Any = None
 
     def refuses(self, entry: Entry) -> str | None:
@@ -70,6 +79,8 @@ class TritonBackend:
         from tritonclient.grpc import aio  # noqa: PLC0415
 
         self._client = aio.InferenceServerClient(self.target, ssl=self.secure, channel_args=CHANNEL_OPTIONS)
+        if self._shares:
+            self._memory = SharedMemory(self._client)
 
     async def load(self, entry: Entry) -> None:
         async with self._loading:
@@ -106,6 +117,8 @@ class TritonBackend:
         return None if live else f"Triton does not answer at {self.target}"
 
     async def close(self) -> None:
+        if self._memory is not None:
+            await self._memory.close()
         if self._client is not None:
             await self._client.close()
 
@@ -126,14 +139,47 @@ class TritonBackend:
         return {name: array[:rows] for name, array in outputs.items()}
 
     async def _call(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
-        from tritonclient.grpc import InferInput  # noqa: PLC0415
+        """Ask once; through shared memory where it can be, through gRPC when a restarted server knows nothing of it."""
+        arrays = {spec.name: inputs[spec.name] for spec in entry.manifest.inputs}
+        rows = len(arrays[entry.manifest.inputs[0].name])
+        with ticket.stage("infer"):
+            result = None
+            async with self._lent(arrays, ticket) as region:
+                if region is not None:
+                    result = await self._send_shared(entry, arrays, region, ticket)
+            if result is None:
+                result = await self._send(
+                    entry, [_tensor(name, array).set_data_from_numpy(array) for name, array in arrays.items()], ticket
+                )
+        return {spec.name: take_output(result, spec, rows, entry) for spec in entry.manifest.outputs}
 
-        tensors = [
-            InferInput(spec.name, inputs[spec.name].shape, DATATYPES[spec.dtype]).set_data_from_numpy(inputs[spec.name])
-            for spec in entry.manifest.inputs
-        ]
-        with ticket.stage("infer"), translation(str(entry)):
-            result = await self._client.infer(
+    @asynccontextmanager
+    async def _lent(self, arrays: Tensors, ticket: Ticket) -> AsyncIterator[Region | None]:
+        if self._memory is None:
+            yield None
+            return
+        async with self._memory.lend(sum(_aligned(array.nbytes) for array in arrays.values()), _seconds_left(ticket)) as region:
+            yield region
+
+    async def _send_shared(self, entry: Entry, arrays: Tensors, region: Region, ticket: Ticket) -> Any:
+        """Triton's answer, or None when it does not know the region."""
+        tensors = []
+        offset = 0
+        for name, array in arrays.items():
+            region.write(array, offset)
+            tensors.append(_tensor(name, array).set_shared_memory(region.name, array.nbytes, offset))
+            offset += _aligned(array.nbytes)
+        try:
+            return await self._send(entry, tensors, ticket)
+        except VitrineError as error:
+            if self._memory is None or UNKNOWN_REGION not in str(error.__cause__):
+                raise
+            self._memory.forget(region)
+            return None
+
+    async def _send(self, entry: Entry, tensors: list[Any], ticket: Ticket) -> Any:
+        with translation(str(entry)):
+            return await self._client.infer(
                 entry.name,
                 tensors,
                 str(entry.version),
@@ -141,8 +187,6 @@ class TritonBackend:
                 client_timeout=_seconds_left(ticket),
                 headers=ticket.context,
             )
-        rows = len(inputs[entry.manifest.inputs[0].name])
-        return {spec.name: take_output(result, spec, rows, entry) for spec in entry.manifest.outputs}
 
     @asynccontextmanager
     async def _slot(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -187,6 +231,15 @@ def parse_url(url: str) -> tuple[str, bool]:
     if match is None:
         raise ValueError(f"{url!r} is not the address of a Triton gRPC endpoint; write host:port, as in localhost:8001")
     return match["target"], match["scheme"] == "grpcs"
+
+
+def is_here(target: str) -> bool:
+    """Whether `host:port` names this machine by its loopback interface."""
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_tensors(entry: Entry, what: str, told: Iterable[Any], said: Iterable[TensorSpec]) -> None:
@@ -276,6 +329,16 @@ async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tensor(name: str, array: NDArray[Any]) -> Any:
+    from tritonclient.grpc import InferInput  # noqa: PLC0415
+
+    return InferInput(name, array.shape, DATATYPES[array.dtype.name])  # type: ignore[index]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _seconds_left(ticket: Ticket) -> float | None:

@@ -22,8 +22,9 @@ from tests.repository import MAX_BATCH, POISON, add_echo, add_entry, make_images
 pytestmark = pytest.mark.anyio
 
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
-BACKENDS = ("onnxruntime", TRITON, "fake")
-ENGINES = ("onnxruntime", TRITON)
+TRITON_BY_GRPC = pytest.param("triton by gRPC alone", marks=pytest.mark.triton)
+BACKENDS = ("onnxruntime", TRITON, TRITON_BY_GRPC, "fake")
+ENGINES = ("onnxruntime", TRITON, TRITON_BY_GRPC)
 QUEUE = 4  # calls that may wait for the slow engine
 
 
@@ -69,8 +70,8 @@ async def backend(request: pytest.FixtureRequest, repository: Repository) -> Asy
 
 
 def make_backend(name: str, request: pytest.FixtureRequest) -> Backend:
-    if name == "triton":
-        return TritonBackend(request.getfixturevalue("triton_url"))
+    if name.startswith("triton"):
+        return TritonBackend(request.getfixturevalue("triton_url"), shared_memory="on" if name == "triton" else "off")
     return FakeBackend() if name == "fake" else OnnxRuntimeBackend(max_queue=64)
 
 
