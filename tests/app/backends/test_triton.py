@@ -10,9 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import InferenceServerException
 
 from app.admission import Ticket
-from app.backends.triton import TritonBackend, _all, check_tensors, parse_url, take_output, translate
+from app.backends.triton import (
+    TritonBackend,
+    _all,
+    blames_the_call,
+    check_tensors,
+    fill,
+    is_here,
+    parse_url,
+    take_output,
+    translate,
+    translation,
+)
 from app.errors import BackendUnavailableError, CapacityError, DeadlineError, InferenceError, VitrineError
 from app.local_triton import free_ports
 from app.manifest import Entry
@@ -73,6 +85,33 @@ def test_errors_are_translated(status: str, message: str, expected: type[Vitrine
     error = translate(f"StatusCode.{status}", message, "colours@1")
     assert type(error) is expected
     assert "colours@1" in error.detail
+
+
+@pytest.mark.parametrize("target", ["localhost:8001", "127.0.0.1:8001", "127.0.1.1:8001", "[::1]:8001"])
+def test_this_machine(target: str) -> None:
+    assert is_here(target)
+
+
+@pytest.mark.parametrize("target", ["triton:8001", "10.0.0.7:8001", "localhost.example:8001", "[2001:db8::1]:8001"])
+def test_not_this_machine_for_sure(target: str) -> None:
+    assert not is_here(target)
+
+
+@pytest.mark.parametrize(("status", "blamed"), [("INVALID_ARGUMENT", True), ("INTERNAL", False), ("UNKNOWN", False)])
+def test_whose_fault_a_failure_is(status: str, blamed: bool) -> None:
+    with pytest.raises(InferenceError) as caught, translation("colours@1"):
+        raise InferenceServerException("onnx runtime error 2", f"StatusCode.{status}")
+    assert blames_the_call(caught.value) is blamed
+
+
+def test_an_answer_that_cannot_be_used_is_no_failed_batch(entry: Entry) -> None:
+    with pytest.raises(InferenceError) as caught:
+        take_output(answer(b""), entry.manifest.outputs[0], 2, entry)
+    assert blames_the_call(caught.value)
+
+
+def test_rows_are_repeated_in_turn() -> None:
+    assert fill({"x": np.array([[1], [2], [3]])}, 8)["x"].ravel().tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
 
 
 def answer(content: bytes, shape: tuple[int, ...] = (2, 6), datatype: str = "FP32", name: str = "probabilities") -> InferResult:
