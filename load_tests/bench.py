@@ -168,7 +168,7 @@ def _served(
                 raise ValueError(f"{load.errors} of {load.requests} requests failed")
             yield Record(
                 cell, number, seconds, load.rate, load.p50, load.p90, load.p99, load.errors,
-                cpu=(after.cpu - before.cpu) / load.requests, memory=after.memory, setting=str(tuning),
+                cpu=(after.cpu - before.cpu) / load.requests, memory=after.memory, setting="" if contender.kind == "vitrine" else str(tuning),
             )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ _QUEUE = (Tuning(1), Tuning(2), Tuning(1, threads=2), Tuning(2, 8, 0.002), Tunin
 CONTENDERS = {
     each.name: each
     for each in (
-        Contender("vitrine", "vitrine", tunings=(Tuning(1), Tuning(1, threads=2))),
+        Contender("vitrine", "vitrine"),
         Contender("vitrine, multipart", "vitrine", form="multipart"),
         Contender("vitrine, base64", "vitrine", form="base64"),
         Contender("vitrine, 2 workers", "vitrine", tunings=(Tuning(2),)),
@@ -109,7 +109,6 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
             "VITRINE_PORT": str(port),
             "VITRINE_DEFAULT_CLASSIFY": model.name,
             "VITRINE_LOG_LEVEL": "warning",
-            "VITRINE_THREADS": str(tuning.threads),
             **more,
         }
         command = [sys.executable, "-m", "app.cli", "serve"]

@@ -1,7 +1,7 @@
 """Finds each peer's best settings: `python -m load_tests.sweep`, about 12 minutes, goes on where it was interrupted.
 
 Throughput: the small net at 32 clients. Latency: the medium net at 1 client, where a batch only waits. `results/sweep.json` keeps
-every cell; a bench run takes the best of them. Vitrine answers 32 clients with its defaults, whatever the sweep says.
+every cell; a bench run takes the best of them. Vitrine has no part in it: it answers with its defaults.
 """
 
 import json
@@ -55,8 +55,6 @@ def load(file: Path = FILE) -> list[dict[str, Any]]:
 
 def best(cells: list[dict[str, Any]], contender: Contender, goal: str) -> Tuning:
     """The setting with the most images per second, or the lowest p50; the first of the sweep where nothing was measured."""
-    if contender.kind == "vitrine" and goal == "throughput":
-        return contender.tunings[0]
     name = contender.sweep_of or contender.name
     mine = [cell for cell in cells if (cell["server"], cell["goal"]) == (name, goal) and not cell.get("failure")]
     if not mine:

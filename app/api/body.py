@@ -19,6 +19,7 @@ from app.admission import Admission, Ticket
 from app.errors import InputError, MalformedRequestError, TooLargeError, UnsupportedMediaError
 
 MAX_FIELDS = 16  # parts of a form that are no images
+FORM = "multipart/form-data"
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
 
 
@@ -82,15 +83,21 @@ def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
     declared = kind.decode("latin-1")
     if not body:
         raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
-    if declared == "multipart/form-data":
+    if declared == FORM:
         parsed = _parse_multipart(body, options, max_images)
     elif _looks_like_json(body, declared):
         parsed = _parse_json(body, max_images)
     else:
-        parsed = Parsed(images=[body], declared=declared)
+        return Parsed(images=[body], declared=declared)
     if not parsed.images:
         raise MalformedRequestError("There is no image in the request; send at least one, in the field `image`.", field="image")
     return parsed
+
+
+def is_image(body: bytes, content_type: str) -> bool:
+    """Whether the body is one image as it is, so that there is nothing to take to pieces."""
+    declared = content_type.partition(";")[0].strip().lower()
+    return declared != FORM and not _looks_like_json(body, declared)
 
 
 def _looks_like_json(body: bytes, declared: str) -> bool:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app import metrics
 from app.admission import Ticket
 from app.api import schemas
-from app.api.body import ImageUrl, Parsed, parse_body, read_body
+from app.api.body import ImageUrl, Parsed, is_image, parse_body, read_body
 from app.api.call import Call, server_timing
 from app.api.errors import error_response, log_failure, problem
 from app.api.fetch import fetch
@@ -143,7 +143,7 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
 
 async def _parse(body: bytes, content_type: str, max_images: int) -> Parsed:
     """Large forms and JSON leave the event loop; taking a raw body is nothing."""
-    if len(body) > PARSED_ON_THE_LOOP:
+    if len(body) > PARSED_ON_THE_LOOP and not is_image(body, content_type):
         return await asyncio.to_thread(parse_body, body, content_type, max_images)
     return parse_body(body, content_type, max_images)
 

@@ -55,9 +55,9 @@ class Classify:
         if not 1 <= top_k <= classes:
             raise InvalidValueError(f"top_k must be between 1 and {classes} for {entry.manifest.model}.", field="top_k")
         labels = entry.manifest.labels
-        return ClassifyResult(
-            tuple(ClassScore(labels[i] if labels else str(i), int(i), float(probabilities[i])) for i in _best(probabilities, top_k))
-        )
+        best = _best(probabilities, top_k)
+        scores = zip(best.tolist(), probabilities[best].tolist(), strict=True)
+        return ClassifyResult(tuple(ClassScore(labels[i] if labels else str(i), i, score) for i, score in scores))
 
 
 def _best(probabilities: NDArray[np.float32], count: int) -> NDArray[np.intp]:
