@@ -152,6 +152,7 @@ def _served(
 ) -> Iterator[Record]:
     server, url = start(contender, tuning, MODELS[cells[0].model], **more)
     form, field = contender.ask(tuning)
+    setting = "" if contender.kind == "vitrine" else str(tuning)
     with server:
         for cell in cells:
             duration = _duration(cell, seconds)
@@ -168,7 +169,7 @@ def _served(
                 raise ValueError(f"{load.errors} of {load.requests} requests failed")
             yield Record(
                 cell, number, seconds, load.rate, load.p50, load.p90, load.p99, load.errors,
-                cpu=(after.cpu - before.cpu) / load.requests, memory=after.memory, setting="" if contender.kind == "vitrine" else str(tuning),
+                cpu=(after.cpu - before.cpu) / load.requests, memory=after.memory, setting=setting,
             )  # fmt: skip
 
 
