@@ -1,6 +1,7 @@
 """The composition root: settings -> backend -> catalog -> pipeline -> routes."""
 
 import asyncio
+import gc
 import logging
 import math
 import socket
@@ -142,7 +143,10 @@ class _Server(uvicorn.Server):
             self._announcement = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
-        if await self._app.state.preloading:
+        complete = await self._app.state.preloading
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look through it again and again
+        if complete:
             self._ready()
 
 

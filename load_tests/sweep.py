@@ -74,7 +74,8 @@ def _measure(contender: Contender, tuning: Tuning, model: str, clients: int, sec
             server.settle()
             load = run(url, sent, clients, seconds, cache() / "wrk")
     except (ServerError, WrkError, KeyError, ValueError) as error:
-        return {"failure": str(error)}
+        print(error, flush=True)
+        return {"failure": str(error).splitlines()[0]}
     if load.errors:
         return {"failure": f"{load.errors} errors"}
     return {"rate": round(load.rate, 1), "p50": round(load.p50, 2)}
