@@ -40,8 +40,11 @@ bench: $(VENV)/.bench ## Vitrine beside the other servers, 15 minutes on a quiet
 bench-full: $(VENV)/.bench ## the same with every model, photo and number of clients, hours; goes on where it stopped
 	$(BIN)/python -m load_tests.bench --full $(ARGS)
 
-bench-k6: $(VENV)/.bench ## closed and open loops, mixed sizes and bad input, by k6
-	$(BIN)/python -m load_tests.k6 $(ARGS)
+bench-k6: $(VENV)/.bench ## closed and open loops, mixed sizes and bad input on a running gateway, by k6
+	$(BIN)/python -m load_tests.k6 closed $(ARGS)
+	$(BIN)/python -m load_tests.k6 sizes $(ARGS)
+	$(BIN)/python -m load_tests.k6 faults $(ARGS)
+	$(BIN)/python -m load_tests.k6 search $(ARGS)
 
 triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `make run BACKEND=triton`
 	@exec $(BIN)/vitrine triton $(ARGS)
