@@ -60,10 +60,10 @@ _QUEUE = (Tuning(1), Tuning(2), Tuning(1, threads=2), Tuning(2, 8, 0.002), Tunin
 CONTENDERS = {
     each.name: each
     for each in (
-        Contender("vitrine", "vitrine"),
-        Contender("vitrine, multipart", "vitrine", form="multipart"),
-        Contender("vitrine, base64", "vitrine", form="base64"),
-        Contender("vitrine, 2 workers", "vitrine", tunings=(Tuning(2),)),
+        Contender("vitrine", "vitrine", tunings=(Tuning(1), Tuning(2))),
+        Contender("vitrine, one process", "vitrine"),
+        Contender("vitrine, multipart", "vitrine", form="multipart", sweep_of="vitrine"),
+        Contender("vitrine, base64", "vitrine", form="base64", sweep_of="vitrine"),
         Contender("fastapi", "fastapi_plain", tunings=_POOL),
         Contender("fastapi, vitrine's decoding", "fastapi_plain", "vitrine", sweep_of="fastapi"),
         Contender("litserve", "litserve", form="multipart", tunings=_QUEUE),

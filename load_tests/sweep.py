@@ -1,7 +1,7 @@
 """Finds each peer's best settings: `python -m load_tests.sweep`, about 12 minutes, goes on where it was interrupted.
 
 Throughput: the small net at 32 clients. Latency: the medium net at 1 client, where a batch only waits. `results/sweep.json` keeps
-every cell; a bench run takes the best of them. Vitrine has no part in it: it answers with its defaults.
+every cell; a bench run takes the best of them. Of Vitrine's settings only the number of processes is tried.
 """
 
 import json
