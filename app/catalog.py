@@ -22,7 +22,7 @@ from app.errors import (
     ModelNotFoundError,
     ModelUnavailableError,
 )
-from app.manifest import Entry, ManifestError, check_hashes, read_entry
+from app.manifest import Entry, Manifest, ManifestError, check_hashes, read_entry
 
 log = logging.getLogger("vitrine.catalog")
 
@@ -42,6 +42,13 @@ class ModelVersion:
     hashed: bool = False
     loaded: bool = False
     loading: "asyncio.Task[None] | None" = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """That of the first of the build's roles which is there."""
+        manifests = {role: entry.manifest for role, entry in self.entries.items()}
+        any_of_them = next(iter(manifests.values()))
+        return next((manifests[role] for role in any_of_them.roles if role in manifests), any_of_them)
 
     @property
     def status(self) -> str:

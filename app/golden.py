@@ -1,8 +1,9 @@
-"""The smoke test of a loaded engine: the golden images that travel with it must give their recorded outputs."""
+"""The smoke test of a loaded engine: the golden examples that travel with it must give their recorded outputs."""
 
 import asyncio
 import time
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from app.resize import resize
 
 TIMEOUT = 60.0
 
+Arrays = dict[str, NDArray[Any]]
+
 
 async def check_golden(backend: Backend, entry: Entry) -> None:
     """Run one real inference per golden example (one on zeros when there is none) and compare.
@@ -28,30 +31,39 @@ async def check_golden(backend: Backend, entry: Entry) -> None:
     if not entry.manifest.golden:
         await backend.infer(entry, _zeros(entry), ticket)
     for example in entry.manifest.golden:
-        image, expected = await asyncio.to_thread(_read, entry, example)
-        outputs = await backend.infer(entry, {"image": image[None]}, ticket)
+        inputs, expected = await asyncio.to_thread(_read, entry, example)
+        outputs = await backend.infer(entry, inputs, ticket)
         if {name: array.shape for name, array in outputs.items()} != {name: array.shape for name, array in expected.items()}:
             raise ManifestError(f"{entry} gives other outputs than {example.outputs} records; publish it again")
         for name, array in expected.items():
-            difference = float(np.max(np.abs(outputs[name].astype(np.float64) - array)))
-            if not difference <= example.tolerance:
+            difference = np.abs(outputs[name].astype(np.float64) - array)
+            if not np.mean(~(difference <= example.tolerance)) <= example.outliers:
+                share = f" in all but {example.outliers:.2%} of the values" if example.outliers else ""
                 raise ManifestError(
-                    f"{entry} does not reproduce {example.image}: {name} is off by {difference:.3g}, "
-                    f"allowed are {example.tolerance:.3g}; the engine or its runtime differs from what was verified"
+                    f"{entry} does not reproduce {example.image or example.inputs}: {name} is off by {difference.max():.3g}, "
+                    f"allowed are {example.tolerance:.3g}{share}; the engine or its runtime differs from what was verified"
                 )
 
 
-def _read(entry: Entry, example: GoldenExample) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """The frame uint8 [H,W,3] and the expected outputs, each [1,...]."""
+def _read(entry: Entry, example: GoldenExample) -> tuple[Arrays, Arrays]:
+    """The inputs and the expected outputs, each [1,...]."""
     try:
-        opened = open_image((entry.path / example.image).read_bytes(), DecodeLimits())
-        image, info = decode(opened)
-        with np.load(BytesIO((entry.path / example.outputs).read_bytes()), allow_pickle=False) as archive:
-            expected = {name: archive[name] for name in archive.files}
+        return _read_inputs(entry, example), _read_arrays(entry.path / example.outputs)
     except Exception as error:  # NumPy raises BadZipFile, EOFError, ValueError and more on broken archives
-        raise ManifestError(f"golden example {example.image} of {entry} cannot be read: {error}") from error
-    return resize(image, entry.manifest.preprocessing, (info.width, info.height)), expected
+        raise ManifestError(f"golden example {example.image or example.inputs} of {entry} cannot be read: {error}") from error
 
 
-def _zeros(entry: Entry) -> dict[str, NDArray[Any]]:
+def _read_inputs(entry: Entry, example: GoldenExample) -> Arrays:
+    if example.inputs is not None:
+        return _read_arrays(entry.path / example.inputs)
+    image, info = decode(open_image((entry.path / str(example.image)).read_bytes(), DecodeLimits()))
+    return {"image": resize(image, entry.manifest.preprocessing, (info.width, info.height))[None]}
+
+
+def _read_arrays(file: Path) -> Arrays:
+    with np.load(BytesIO(file.read_bytes()), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _zeros(entry: Entry) -> Arrays:
     return {spec.name: np.zeros((1, *spec.shape[1:]), spec.dtype) for spec in entry.manifest.inputs}

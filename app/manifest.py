@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -23,6 +23,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Role = Literal["classify", "tokenize", "detokenize"]
 
 
 class ManifestError(Exception):
@@ -151,18 +152,40 @@ class Verification(Record):
         return all(check.passed for check in self.checks if check.required)
 
 
-class GoldenExample(Record):
-    """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give."""
+class Codebook(Record):
+    """The codes that a tokenizer's two engines share: tokens of one are read by the other if their `id` is the same."""
 
-    image: RelativePath
+    id: Sha256 = Field(description="of the effective codes, float32 little-endian [count,size,channels]")
+    count: int = Field(ge=1, description="codebooks, and so tokens at each position of the grid")
+    size: int = Field(ge=2, description="codes in each; a token is 0 to size - 1")
+    channels: int = Field(ge=1)
+    bits: int = Field(ge=1, description="of one token: the binary logarithm of `size`, rounded up")
+    grid: tuple[int, int] = Field(description="height, width in positions")
+
+
+class GoldenExample(Record):
+    """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
+
+    The input is an image that is decoded and resized, or for an engine that takes none the `.npz` of its tensors.
+    """
+
+    image: RelativePath | None = None
+    inputs: RelativePath | None = None
     outputs: RelativePath
     tolerance: float = Field(gt=0, description="largest absolute difference allowed in any output")
+    outliers: float = Field(default=0.0, ge=0, lt=1, description="share of the values of an output that may differ by more")
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> "GoldenExample":
+        if (self.image is None) == (self.inputs is None):
+            raise ValueError("give either an image or inputs")
+        return self
 
 
 class Manifest(Record):
     schema_version: int = SCHEMA_VERSION
     model: str = Field(pattern=rf"^{NAME_PATTERN.pattern}$")
-    role: Literal["classify"]
+    role: Role
     roles: tuple[str, ...] = Field(description="all roles of this build; the model is listed when every one is there")
     build: str = Field(description="build id, the same in every engine of one build")
     created: datetime
@@ -173,6 +196,7 @@ class Manifest(Record):
     preprocessing: Preprocessing
     labels: tuple[str, ...] = ()
     activation: Literal["softmax", "sigmoid"] | None = None
+    codebook: Codebook | None = None
     source: Source
     precision: Precision
     parameters: int

@@ -27,7 +27,7 @@ def model_router(services: Services) -> APIRouter:
         if found is None:
             raise ModelNotFoundError(f"There is no model {name!r}; see /v1/models.", field="name")
         current = found.current
-        manifest = None if current is None else next(iter(current.entries.values())).manifest.model_dump(mode="json")
+        manifest = None if current is None else current.manifest.model_dump(mode="json")
         return schemas.ModelDetailResponse(**_row(found, services), manifest=manifest)
 
     return router
@@ -36,8 +36,12 @@ def model_router(services: Services) -> APIRouter:
 def _row(model: Model, services: Services) -> dict[str, Any]:
     current = model.current
     shown = current or next(iter(model.versions), None)
-    manifest = None if shown is None else next(iter(shown.entries.values())).manifest
-    task = None if shown is None else next((task.name for task in TASKS.values() if task.role in shown.entries), None)
+    manifest = None if shown is None else shown.manifest
+    task = (
+        None
+        if shown is None
+        else next((task.name for task in TASKS.values() if task.role in shown.entries), shown.manifest.roles[0])
+    )
     faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
     return {
         "id": model.name,

@@ -1,10 +1,12 @@
 """`/v1/models`, in OpenAI's list shape with what a vision server adds."""
 
+import shutil
 from pathlib import Path
 
 from starlette.testclient import TestClient
 
 from tests.repository import add_entry
+from tests.tokenizer_repository import add_tokenizer
 
 
 def test_list(client: TestClient) -> None:
@@ -55,3 +57,39 @@ def test_unknown_model(client: TestClient) -> None:
         response = client.get(f"/v1/models/{name}")
         assert response.status_code == 404
         assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_tokenizer_is_listed_once_with_its_task(client: TestClient, repository: Path) -> None:
+    add_tokenizer(repository)
+    rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
+    assert rows.keys() == {"colours", "greys"}
+    assert (rows["greys"]["task"], rows["greys"]["status"], rows["greys"]["problems"]) == ("tokenize", "available", [])
+    assert (rows["greys"]["version"], rows["greys"]["default"]) == (1, False)
+    manifest = client.get("/v1/models/greys").json()["manifest"]
+    assert (manifest["role"], manifest["codebook"]["size"], manifest["codebook"]["grid"]) == ("tokenize", 16, [4, 4])
+
+
+def test_a_tokenizer_does_not_classify(client: TestClient, repository: Path) -> None:
+    add_tokenizer(repository)
+    assert len(client.get("/v1/models").json()["data"]) == 2
+    answer = client.post("/v1/classify?model=greys", content=b"GIF89a")
+    assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
+    assert "not a model for classify" in answer.json()["detail"]
+
+
+def test_half_a_tokenizer_cannot_serve(client: TestClient, repository: Path) -> None:
+    entries = add_tokenizer(repository)
+    shutil.rmtree(entries["detokenize"].path.parent)
+    rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
+    assert rows["greys"]["status"] == "failed"
+    assert rows["greys"]["task"] == "tokenize"
+    assert "the engines for detokenize are missing" in rows["greys"]["problems"][0]
+
+
+def test_engines_of_two_builds_cannot_serve_together(client: TestClient, repository: Path) -> None:
+    add_tokenizer(repository, build="20260101-000000")
+    shutil.rmtree(repository / "greys.detokenize")
+    other = add_tokenizer(repository.parent / "other", build="20260102-000000")["detokenize"]
+    other.path.parent.rename(repository / "greys.detokenize")
+    rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
+    assert "different builds" in rows["greys"]["problems"][0]
