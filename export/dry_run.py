@@ -1,11 +1,14 @@
-"""One forward pass before any work is spent on a network: does it take these images, and does it give logits?"""
+"""One forward pass before any work is spent on a network: does it take these images, and does it give what its task needs?"""
+
+import hashlib
 
 import torch
 from torch import Tensor, nn
 
-from app.manifest import Preprocessing
+from app.manifest import Codebook, Preprocessing
 from export.informative import sample_images
 from export.spec import ExportError, image_tensor
+from export.tokenizer import Tokenizer
 
 
 def count_classes(network: nn.Module, preprocessing: Preprocessing) -> int:
@@ -28,3 +31,36 @@ def count_classes(network: nn.Module, preprocessing: Preprocessing) -> int:
     if not torch.isfinite(logits).all():
         raise ExportError("The network gives logits that are not finite; check the weights.")
     return logits.shape[1]
+
+
+def measure_codebook(network: Tokenizer, preprocessing: Preprocessing) -> Codebook:
+    """Run one image through `network` in eval mode, there and back, and describe its codebooks.
+
+    Raises:
+        ExportError: the network fails on the input size, or its latents, codes and images do not fit together or are not finite.
+    """
+    image = image_tensor(sample_images(preprocessing, 1, seed=0), preprocessing)
+    size = f"{preprocessing.height}x{preprocessing.width}"
+    try:
+        with torch.no_grad():
+            codes = network.eval().codebooks()
+            latents = network.encode(image)
+            restored = network.detokenize(network.nearest(latents))
+    except Exception as error:
+        raise ExportError(f"The tokenizer fails on images of {size}: {error}") from error
+    count, codes_each, channels = codes.shape
+    if latents.ndim != 5 or latents.shape[:3] != (1, count, channels) or restored.shape != image.shape:
+        raise ExportError(
+            f"The tokenizer gives latents {list(latents.shape)} and an image {list(restored.shape)} for an image of {size} and "
+            f"codebooks {list(codes.shape)}; see export/tokenizer.py."
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in (codes, latents, restored)):
+        raise ExportError("The tokenizer gives numbers that are not finite; check the weights.")
+    return Codebook(
+        id=hashlib.sha256(codes.float().numpy().astype("<f4").tobytes()).hexdigest(),
+        count=count,
+        size=codes_each,
+        channels=channels,
+        bits=(codes_each - 1).bit_length(),
+        grid=(latents.shape[3], latents.shape[4]),
+    )

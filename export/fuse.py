@@ -7,11 +7,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.manifest import Preprocessing
+from app.manifest import Preprocessing, TensorSpec
 from export.compose import compose_classifier
+from export.fuse_tokenizer import fuse_tokenizer
 from export.onnx_network import OnnxNetwork
 from export.rewrites import rewrite
-from export.spec import Activation, ExportError, Fused, Loaded, Reference
+from export.spec import Activation, AnyLoaded, ExportError, Fused, Interface, Loaded, LoadedTokenizer, Reference
 
 
 class Classifier(nn.Module):
@@ -36,8 +37,19 @@ class Classifier(nn.Module):
         return logits.float().softmax(-1) if self.activation == "softmax" else logits.float().sigmoid()
 
 
-def fuse(loaded: Loaded) -> Fused:
-    """Put normalisation before and the activation behind the network, and replace what exports badly by exact equivalents.
+def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
+    """The graphs of every engine that the network becomes.
+
+    Raises:
+        ExportError: see `fuse_classifier`.
+    """
+    return fuse_tokenizer(loaded) if isinstance(loaded, LoadedTokenizer) else (fuse_classifier(loaded),)
+
+
+def fuse_classifier(loaded: Loaded) -> Fused:
+    """uint8 [B,H,W,3] -> probabilities float32 [B,C].
+
+    Put normalisation before and the activation behind the network, and replace what exports badly by exact equivalents.
 
     The loaded network itself stays as it is and is the reference; the graph shares its weights.
 
@@ -50,7 +62,7 @@ def fuse(loaded: Loaded) -> Fused:
         raise ExportError("Nothing says what the ONNX model's input and output are.")
     graph, rewrites = compose_classifier(loaded.network, loaded.onnx, loaded.preprocessing, loaded.activation)
     reference = partial(OnnxNetwork(loaded.network, loaded.onnx).logits, activation=loaded.activation)
-    return Fused(graph, reference, parameters=_count_initialisers(loaded.network), rewrites=rewrites)
+    return Fused(graph, _interface(loaded), reference, parameters=_count_initialisers(loaded.network), rewrites=rewrites)
 
 
 def _fuse_torch(loaded: Loaded, network: nn.Module) -> Fused:
@@ -58,7 +70,16 @@ def _fuse_torch(loaded: Loaded, network: nn.Module) -> Fused:
     rewritten, rewrites = rewrite(copy.deepcopy(network, shared))
     graph = Classifier(rewritten, loaded.preprocessing, loaded.activation).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Fused(graph, _reference(network), parameters, rewrites)
+    return Fused(graph, _interface(loaded), _reference(network), parameters, rewrites)
+
+
+def _interface(loaded: Loaded) -> Interface:
+    frame = (loaded.preprocessing.height, loaded.preprocessing.width, 3)
+    return Interface(
+        role="classify",
+        input=TensorSpec(name="image", dtype="uint8", shape=(-1, *frame)),
+        output=TensorSpec(name="probabilities", dtype="float32", shape=(-1, loaded.num_classes)),
+    )
 
 
 def _reference(network: nn.Module) -> Reference:

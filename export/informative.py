@@ -12,8 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.manifest import Preprocessing
 from export.spec import ExportError, image_tensor
+from export.tokenizer import Tokenizer
 
 _LOGIT_STD = 3.0
+_PIXEL_STD = 45.0  # levels
 _CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
 
 
@@ -40,11 +42,7 @@ def make_informative(network: nn.Module, images: Tensor, seed: int) -> None:
         ExportError: activations do not stay finite, or the logits do not depend on the image.
     """
     random = torch.Generator().manual_seed(seed)
-    owners = {id(p): module for module in network.modules() for p in module.parameters(recurse=False)}
-    for name, parameter in network.named_parameters():
-        if parameter.is_floating_point():
-            parameter.copy_(_redraw(name, parameter, owners[id(parameter)], random))
-    network.eval()  # modules that cache tables made of parameters drop them here
+    _redraw_parameters(network, random)
     _settle_batch_norms(network, images, random)
     _spread_logits(network, images)
 
@@ -52,6 +50,63 @@ def make_informative(network: nn.Module, images: Tensor, seed: int) -> None:
 def informative_weights(network: nn.Module, preprocessing: Preprocessing, seed: int) -> None:
     """`make_informative` on synthetic pictures of the network's own size."""
     make_informative(network, image_tensor(sample_images(preprocessing, 8, seed), preprocessing), seed)
+
+
+@torch.no_grad()
+def informative_tokenizer(network: Tokenizer, preprocessing: Preprocessing, seed: int) -> None:
+    """Redraw every parameter of `network` in place; its codes become latents of synthetic pictures, and its images fill 0 to 255.
+
+    Raises:
+        ExportError: activations do not stay finite, or the latents do not depend on the image.
+    """
+    random = torch.Generator().manual_seed(seed)
+    _redraw_parameters(network, random)
+    images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
+    latents = torch.cat([network.encode(image[None]) for image in images])
+    network.set_codebooks(_draw_codes(latents, network.codebooks().shape[1], random))
+    _spread_pixels(network, network.nearest(latents[:2]), preprocessing)
+
+
+def _draw_codes(latents: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """`count` codes [K,count,D]: latents [B,K,D,h,w] drawn at random, each moved by a part of what they differ by."""
+    points = latents.permute(1, 0, 3, 4, 2).flatten(1, 3)
+    spread = points.std(1, keepdim=True)
+    if not torch.isfinite(points).all() or spread.min() < 1e-6:
+        raise ExportError("With random weights the tokenizer's latents are not finite or do not depend on the image.")
+    rows = torch.randint(points.shape[1], (count,), generator=random)
+    return points[:, rows] + 0.3 * spread * torch.randn((len(points), count, points.shape[2]), generator=random)
+
+
+def _spread_pixels(network: Tokenizer, tokens: Tensor, preprocessing: Preprocessing) -> None:
+    """Scale and centre the last layer until most values of the images lie within 0 to 255, around the middle."""
+    ran: list[nn.Conv2d | nn.ConvTranspose2d] = []
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            ran.append(module)
+
+    hooks = [module.register_forward_hook(record) for module in network.modules()]
+    images = network.detokenize(tokens)
+    for hook in hooks:
+        hook.remove()
+    if not torch.isfinite(images).all():
+        raise ExportError("With random weights the tokenizer's images are not finite.")
+    last = ran[-1]
+    deviation = torch.tensor(preprocessing.std) / preprocessing.scale
+    middle = (127.5 - torch.tensor(preprocessing.mean) / preprocessing.scale) / deviation
+    gain = _PIXEL_STD / deviation / images.std((0, 2, 3))
+    outputs = 1 if isinstance(last, nn.ConvTranspose2d) else 0
+    last.weight *= gain.view([-1 if axis == outputs else 1 for axis in range(4)])
+    assert last.bias is not None
+    last.bias.copy_(middle + gain * (last.bias - images.mean((0, 2, 3))))
+
+
+def _redraw_parameters(network: nn.Module, random: torch.Generator) -> None:
+    owners = {id(p): module for module in network.modules() for p in module.parameters(recurse=False)}
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            parameter.copy_(_redraw(name, parameter, owners[id(parameter)], random))
+    network.eval()  # modules that cache tables made of parameters drop them here
 
 
 def _redraw(name: str, value: Tensor, owner: nn.Module, random: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from export import architectures
-from export.spec import ExportError, ExportRequest, Loaded
+from export.spec import AnyLoaded, ExportError, ExportRequest
 
 _KINDS = ("timm", "transformers", "python", "onnx")
 _FORMS = (
@@ -14,7 +14,7 @@ _FORMS = (
 )
 
 
-def load(request: ExportRequest) -> Loaded:
+def load(request: ExportRequest) -> AnyLoaded:
     """Build the network of `request.source`.
 
     Raises:
@@ -29,7 +29,7 @@ def load(request: ExportRequest) -> Loaded:
         raise ExportError(f"{request.source!r} is not a source; write {_FORMS.format(names=known)}.")
     _check_weights(request, kind)
     _check_precision(request)
-    source: Callable[[ExportRequest, str], Loaded] = import_module(f"export.sources.{kind}").load
+    source: Callable[[ExportRequest, str], AnyLoaded] = import_module(f"export.sources.{kind}").load
     return source(replace(request, weights="embedded") if kind == "onnx" else request, identifier)
 
 

@@ -10,7 +10,7 @@ from export.fuse import fuse
 from export.load import load
 from export.plan import require_tensorrt
 from export.publish import publish
-from export.spec import ExportRequest, Published
+from export.spec import ExportRequest, Fused, Published
 from export.stage import stage
 from export.to_onnx import to_onnx
 from export.to_tensorrt import to_tensorrt
@@ -36,13 +36,21 @@ def export(request: ExportRequest, progress: Progress) -> Published:
         scratch = Path(directory)
         with writing(scratch):
             progress("to_onnx")
-            engine = to_onnx(fused, loaded, scratch / "model.onnx", request.precision)
+            engines = [to_onnx(part, _file(scratch, part), request.precision) for part in fused]
             if request.engine == "tensorrt":
                 progress("to_tensorrt")
-                engine = to_tensorrt(engine, loaded.preprocessing, scratch / "model.plan", request.precision, request.max_batch)
-        with stage(engine, loaded, request) as staged:
+                plans = [(engine, engine.path.with_suffix(".plan")) for engine in engines]
+                engines = [to_tensorrt(engine, plan, request.precision, request.max_batch) for engine, plan in plans]
+        with stage(engines, loaded, request) as staged:
             progress("verify")
-            verified = verify(staged, fused.reference)
+            verified = verify(staged, fused)
             progress("publish")
             published = publish(verified, request.repository)
-    return replace(published, rewrites=fused.rewrites, weights=loaded.weights)
+    return replace(published, rewrites=fused[0].rewrites, weights=loaded.weights)
+
+
+def _file(scratch: Path, fused: Fused) -> Path:
+    """Where a graph is written; a directory each, since all are called alike."""
+    directory = scratch / fused.interface.role
+    directory.mkdir()
+    return directory / "model.onnx"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.manifest import TensorSpec
 from export.spec import ExportError, MissingToolError
 
 
@@ -45,9 +46,9 @@ def make_log(trt: Any) -> Any:
 
 
 class Plan:
-    """A plan loaded on the GPU; called with image uint8 [B,H,W,3] it gives probabilities float32 [B,C]."""
+    """A plan loaded on the GPU; called with the tensor `source` [B,...] it gives the tensor `target` [B,...]."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: TensorSpec, target: TensorSpec) -> None:
         """Load `path`.
 
         Raises:
@@ -55,6 +56,8 @@ class Plan:
             ExportError: the plan is of another TensorRT or another GPU.
         """
         trt = require_tensorrt()
+        self._source = source
+        self._target = target
         self._log = make_log(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -62,15 +65,15 @@ class Plan:
             raise ExportError(f"TensorRT does not load the plan: {'; '.join(self._log.lines)}")
         self._context = self._engine.create_execution_context()
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        image = torch.from_numpy(np.ascontiguousarray(images)).cuda()
-        if not self._context.set_input_shape("image", tuple(image.shape)):
-            raise ExportError(f"The plan does not take {len(images)} images at once.")
-        shape = tuple(self._context.get_tensor_shape("probabilities"))
-        probabilities = torch.empty(shape, dtype=torch.float32, device=image.device)
-        self._context.set_tensor_address("image", image.data_ptr())
-        self._context.set_tensor_address("probabilities", probabilities.data_ptr())
+    def __call__(self, rows: NDArray[Any]) -> NDArray[Any]:
+        given = torch.from_numpy(np.ascontiguousarray(rows)).cuda()
+        if not self._context.set_input_shape(self._source.name, tuple(given.shape)):
+            raise ExportError(f"The plan does not take {len(rows)} rows at once.")
+        shape = tuple(self._context.get_tensor_shape(self._target.name))
+        answer = torch.empty(shape, dtype=getattr(torch, self._target.dtype), device=given.device)
+        self._context.set_tensor_address(self._source.name, given.data_ptr())
+        self._context.set_tensor_address(self._target.name, answer.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise ExportError(f"TensorRT failed to run the plan: {'; '.join(self._log.lines)}")
-        result: NDArray[np.float32] = probabilities.cpu().numpy()
+        result: NDArray[Any] = answer.cpu().numpy()
         return result

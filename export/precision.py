@@ -23,18 +23,19 @@ _LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895e38}
 _BFLOAT16_OPSET = 22  # the first in which convolutions take it
 _HEAD_OPS = {"Cast", "Transpose", "Mul", "Add", "Gather"}
 _TAIL_OPS = {"Softmax", "Sigmoid", "Cast", "Identity"}
+_PIXEL_OPS = {"Cast", "Transpose", "Clip", "Round", "Add", "Mul"}
 _FLOAT32_INPUTS = {"Resize": (1, 2)}  # region and scales
 
 
-def to_half(model: ir.Model, half: ir.DataType) -> None:
+def to_half(model: ir.Model, half: ir.DataType, quantized: ir.Value | None = None) -> None:
     """Turn the float32 values between normalisation and the final activation into `half`, in place.
 
-    Finite values beyond the range of float16 become its largest. Types must have been inferred. A bfloat16 graph is for TensorRT
-    alone: it needs a newer opset than the onnxruntime of current Triton images reads.
+    What is computed of `quantized` stays as it is. Finite values beyond the range of float16 become its largest. Types must have
+    been inferred. A bfloat16 graph is for TensorRT alone: it needs a newer opset than the onnxruntime of current Triton images has.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     nodes = list(model.graph)
-    kept = {*_head(model.graph), *_tail(model.graph), *(node for node in nodes if node.op_type in _FLOAT32_OPS)}
+    kept = {*_head(model.graph), *_tail(model.graph), *_behind(quantized), *(n for n in nodes if n.op_type in _FLOAT32_OPS)}
     floats = {value for node in nodes for value in (*node.inputs, *node.outputs) if value and value.dtype == ir.DataType.FLOAT}
     for node in nodes:
         target = ir.DataType.FLOAT if node in kept else half
@@ -65,10 +66,22 @@ def _head(graph: ir.Graph) -> Iterable[ir.Node]:
         value = readers[0].outputs[0]
 
 
+def _behind(value: ir.Value | None) -> Iterable[ir.Node]:
+    """Every node that computes with `value`, directly or not."""
+    found: dict[ir.Node, None] = {}
+    reached = [] if value is None else [value]
+    while reached:
+        readers = [node for node in reached.pop().consumers() if node not in found]
+        found |= dict.fromkeys(readers)
+        reached += [output for node in readers for output in node.outputs]
+    return found
+
+
 def _tail(graph: ir.Graph) -> Iterable[ir.Node]:
-    """The nodes that make probabilities of the logits."""
+    """The nodes that make probabilities of the logits, or pixels of the decoder's output."""
+    allowed = _PIXEL_OPS if graph.outputs[0].dtype == ir.DataType.UINT8 else _TAIL_OPS
     node = graph.outputs[0].producer()
-    while node is not None and node.op_type in _TAIL_OPS:
+    while node is not None and node.op_type in allowed:
         yield node
         value = node.inputs[0]
         node = value.producer() if value is not None else None

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.manifest import Check, Manifest, Verification
+from app.manifest import Check, Codebook, Manifest, Verification
 from export.pipeline import Progress as Listener
 from export.pipeline import export
 from export.spec import ExportError, ExportRequest, Published, WeightsReport
@@ -69,6 +69,8 @@ def _stages(console: Console) -> Iterator[Listener]:
 
 
 def _next_command(published: Published, request: ExportRequest) -> str:
+    if published.manifest.role != "classify":
+        return f"vitrine models --local --repository {request.repository}"
     return f"vitrine classify PHOTO --local --repository {request.repository} --model {published.name}"
 
 
@@ -85,7 +87,10 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
     manifest = published.manifest
     yield "source", f"{manifest.source.library}/{manifest.source.architecture}"
     yield "weights", _weights(manifest, published.weights)
-    yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
+    if manifest.codebook is None:
+        yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
+    else:
+        yield "tokens", _tokens(manifest.codebook)
     yield "parameters", f"{manifest.parameters:,}"
     if manifest.macs is not None:
         yield "multiply-adds", f"{manifest.macs:,} an image"
@@ -95,7 +100,13 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
     yield "TensorRT", _tensorrt(manifest)
     if manifest.verification is not None:
         yield "verified", "\n".join(_verification(manifest.verification))
-    yield "published", str(published.path)
+    yield "published", "\n".join(map(str, published.paths))
+
+
+def _tokens(codebook: Codebook) -> str:
+    height, width = codebook.grid
+    count = f"{codebook.count} x " if codebook.count > 1 else ""
+    return f"{count}{height}x{width} of {codebook.size:,} codes, {codebook.bits} bits each; codebook {codebook.id[:16]}"
 
 
 def _weights(manifest: Manifest, report: WeightsReport | None) -> str:
@@ -145,7 +156,7 @@ def _verification(verification: Verification) -> Iterator[str]:
     for check in verification.checks:
         groups.setdefault(_without_batch(check.name), []).append(check)
     for name, checks in groups.items():
-        if name.endswith(("logits", "probabilities", "agreement", "level")):
+        if name.endswith(("logits", "probabilities", "agreement", "level", "margin", "codes")):
             yield _worst(name, checks)
 
 
@@ -155,7 +166,7 @@ def _without_batch(name: str) -> str:
 
 
 def _worst(name: str, checks: Iterable[Check]) -> str:
-    at_least = name.startswith("sees") or name.endswith("agreement")
+    at_least = name.startswith("sees") or name.endswith(("agreement", "codes"))
     worst = min(checks, key=lambda check: check.value) if at_least else max(checks, key=lambda check: check.value)
     verdict = "" if worst.passed else " (off)" if not worst.required else " FAILED"
     return f"{name} {worst.value:.3g} ({'at least' if at_least else 'at most'} {worst.limit:g}){verdict}"

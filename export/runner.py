@@ -4,8 +4,8 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
@@ -15,8 +15,8 @@ from app.manifest import Entry
 from export.plan import Plan
 from export.spec import ExportError
 
-Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""image uint8 [B,H,W,3] -> probabilities float32 [B,C]."""
+Infer = Callable[[NDArray[Any]], NDArray[Any]]
+"""An engine's one input [B,...] -> its one output [B,...], as its manifest has them."""
 
 
 @contextmanager
@@ -27,15 +27,16 @@ def open_engine(entry: Entry) -> Iterator[Infer]:
         MissingToolError: a TensorRT plan where there is no TensorRT or no GPU.
         ExportError: the engine does not load or does not run.
     """
+    (source,), (target,) = entry.manifest.inputs, entry.manifest.outputs
     if entry.manifest.engine.kind == "tensorrt":
-        yield Plan(entry.engine_file)
+        yield Plan(entry.engine_file, source, target)
         return
     backend = OnnxRuntimeBackend(options=EngineOptions(threads=os.cpu_count() or 1))
     try:
         with asyncio.Runner() as loop:
             loop.run(backend.load(entry))
             try:
-                yield lambda images: loop.run(backend.infer(entry, {"image": images}, Ticket()))["probabilities"]
+                yield lambda rows: loop.run(backend.infer(entry, {source.name: rows}, Ticket()))[target.name]
             finally:
                 loop.run(backend.close())
     except BackendError as error:

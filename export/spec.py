@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,19 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.manifest import Interpolation, Manifest, Precision, Preprocessing, Source, TensorRTReport, Verification
+from app.manifest import (
+    Codebook,
+    Interpolation,
+    Manifest,
+    Precision,
+    Preprocessing,
+    Role,
+    Source,
+    TensorRTReport,
+    TensorSpec,
+    Verification,
+)
+from export.tokenizer import Tokenizer
 
 Activation = Literal["softmax", "sigmoid"]
 Reference = Callable[[Tensor], Tensor]
@@ -98,7 +111,7 @@ class WeightsReport:
 
 @dataclass(frozen=True)
 class Loaded:
-    """load -> fuse: the network as its library builds it, in eval mode, and all that is known about it.
+    """load -> fuse: a classifier as its library builds it, in eval mode, and all that is known about it.
 
     `network` is a torch module from normalised float32 [B,3,H,W] to logits [B,C], or the user's own ONNX model.
     """
@@ -112,18 +125,55 @@ class Loaded:
     onnx: OnnxInterface | None = None  # given when `network` is an ONNX model
     weights: WeightsReport | None = None
 
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifest says of a classifier's answers."""
+        return {"labels": self.labels, "activation": self.activation}
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """load -> fuse: a tokenizer in eval mode, and all that is known about it."""
+
+    network: Tokenizer
+    preprocessing: Preprocessing
+    codebook: Codebook
+    source: Source
+    weights: WeightsReport | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifest says of a tokenizer's tokens."""
+        return {"codebook": self.codebook}
+
+
+AnyLoaded = Loaded | LoadedTokenizer
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What one engine does: its role, and the names, types and shapes of its one input and one output."""
+
+    role: Role
+    input: TensorSpec
+    output: TensorSpec
+
 
 @dataclass(frozen=True)
 class Fused:
-    """fuse -> to_onnx: the graph of the engine contract, uint8 [B,H,W,3] -> probabilities float32 [B,C].
+    """fuse -> to_onnx: a graph of the engine contract.
 
     `reference` is the network before any rewriting, for `verify`. `rewrites` names what was replaced by an exact equivalent.
+    `quantized`: the graph gives a second output, the value that is quantized; behind it everything stays float32, and the engine
+    does not give it.
     """
 
     graph: nn.Module | onnx.ModelProto
-    reference: Reference
+    interface: Interface
+    reference: "Reference | Tokenizer"
     parameters: int
     rewrites: tuple[str, ...] = ()
+    quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +181,7 @@ class Engine:
     """to_onnx, to_tensorrt -> stage: a file that a backend can run."""
 
     path: Path
+    interface: Interface
     kind: Literal["onnx", "tensorrt"]
     precision: Precision
     opset: int | None
@@ -139,6 +190,15 @@ class Engine:
     macs: int | None
     tensorrt: TensorRTReport | None
     external_data: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the engines of one build share."""
+
+    id: str
+    created: datetime
+    roles: tuple[Role, ...]
 
 
 @dataclass(frozen=True)
@@ -151,14 +211,21 @@ class Staged:
 
 @dataclass(frozen=True)
 class Published:
-    """The end of the line; `rewrites` and `weights` are told again for the closing summary."""
+    """The end of the line; `rewrites` and `weights` are told again for the closing summary.
+
+    `path` and `manifest` are those of the build's first engine, `paths` those of all.
+    """
 
     name: str
     version: int
-    path: Path
+    paths: tuple[Path, ...]
     manifest: Manifest
     rewrites: tuple[str, ...] = ()
     weights: WeightsReport | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.paths[0]
 
 
 def image_tensor(images: torch.Tensor, preprocessing: Preprocessing) -> Tensor:

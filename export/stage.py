@@ -3,24 +3,25 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from app.manifest import NAME_PATTERN, ArtifactFile, EngineSpec, Manifest, TensorSpec
+from app.manifest import NAME_PATTERN, ArtifactFile, EngineSpec, Manifest
 from export.config import CONFIG_FILE, render_config
 from export.files import write_manifest, writing
 from export.golden import travelling
-from export.spec import Engine, ExportError, ExportRequest, Loaded, Staged
+from export.spec import AnyLoaded, Build, Engine, ExportError, ExportRequest, Staged
 
 GOLDEN = "golden"
 
 
 @contextmanager
-def stage(engine: Engine, loaded: Loaded, request: ExportRequest) -> Iterator[Staged]:
-    """Lay out `SCRATCH/NAME/{config.pbtxt, 1/}` beside the repository; what is still there when the block ends is removed.
+def stage(engines: Sequence[Engine], loaded: AnyLoaded, request: ExportRequest) -> Iterator[tuple[Staged, ...]]:
+    """Lay out `SCRATCH/NAME/{config.pbtxt, 1/}` for each engine of one build beside the repository; what is still there when the
+    block ends is removed.
 
     The directory is a sibling of the repository root and never inside it: Triton loads whatever lies in the root as a model.
 
@@ -34,7 +35,10 @@ def stage(engine: Engine, loaded: Loaded, request: ExportRequest) -> Iterator[St
         scratch = TemporaryDirectory(prefix=f".staging-{name}-", dir=root.parent)
     with scratch:
         with writing(root.parent):
-            staged = _fill(Path(scratch.name), root, engine, _describe(name, engine, loaded, request))
+            build = _build(engines)
+            manifests = [_describe(name, engine, build, loaded, request) for engine in engines]
+            filled = zip(engines, manifests, strict=True)
+            staged = tuple(_fill(Path(scratch.name), root, engine, manifest) for engine, manifest in filled)
         yield staged
 
 
@@ -61,17 +65,22 @@ def _default_name(source: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:100]
 
 
-def _describe(name: str, engine: Engine, loaded: Loaded, request: ExportRequest) -> Manifest:
-    """The manifest as far as it is known before verification."""
+def _build(engines: Sequence[Engine]) -> Build:
     created = datetime.now(UTC).replace(microsecond=0)
+    first = _artifact(engines[0].path, engines[0].path.name)
+    roles = tuple(engine.interface.role for engine in engines)
+    return Build(f"{created:%Y%m%d-%H%M%S}-{first.sha256[:8]}", created, roles)
+
+
+def _describe(name: str, engine: Engine, build: Build, loaded: AnyLoaded, request: ExportRequest) -> Manifest:
+    """The manifest as far as it is known before verification."""
     artifact = _artifact(engine.path, f"model{engine.path.suffix}")
-    size = (loaded.preprocessing.height, loaded.preprocessing.width)
     return Manifest(
         model=name,
-        role="classify",
-        roles=("classify",),
-        build=f"{created:%Y%m%d-%H%M%S}-{artifact.sha256[:8]}",
-        created=created,
+        role=engine.interface.role,
+        roles=build.roles,
+        build=build.id,
+        created=build.created,
         description=request.description,
         engine=EngineSpec(
             kind=engine.kind,
@@ -81,11 +90,10 @@ def _describe(name: str, engine: Engine, loaded: Loaded, request: ExportRequest)
             max_batch=request.max_batch,
             **artifact.model_dump(),
         ),
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=(-1, *size, 3)),),
-        outputs=(TensorSpec(name="probabilities", dtype="float32", shape=(-1, loaded.num_classes)),),
+        inputs=(engine.interface.input,),
+        outputs=(engine.interface.output,),
         preprocessing=loaded.preprocessing.model_copy(update={"scaled_decoding": False}),
-        labels=loaded.labels,
-        activation=loaded.activation,
+        **loaded.answers,
         source=loaded.source,
         precision=engine.precision,
         parameters=engine.parameters,
@@ -115,7 +123,7 @@ def _fill(scratch: Path, root: Path, engine: Engine, manifest: Manifest) -> Stag
     shutil.copyfile(engine.path, version / manifest.engine.file)
     for path in engine.external_data:
         shutil.copyfile(path, version / path.name)
-    for image in travelling():
+    for image in travelling() if engine.interface.input.name == "image" else ():
         (version / GOLDEN / image.name).write_bytes(image.data)
     write_manifest(version, manifest)
     return Staged(version, manifest)

@@ -14,20 +14,20 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from app.manifest import Precision, Preprocessing
+from app.manifest import Precision
 from export.compose import MAX_IR, MAX_OPSET
 from export.macs import count_macs
 from export.operators import check_tensorrt
 from export.precision import HALVES, to_half
-from export.spec import Engine, ExportError, Fused, Loaded
+from export.spec import Engine, ExportError, Fused
 
 _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes; some room for the graph itself
 _DATA_SUFFIX = ".data"
 _FOLD_LIMIT = 2**26  # bytes of a constant that is computed ahead, such as a table of position biases
 
 
-def to_onnx(fused: Fused, loaded: Loaded, path: Path, precision: Precision) -> Engine:
-    """Write `path` (and `path`.data when the weights do not fit into one protobuf): image -> probabilities, any batch.
+def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
+    """Write `path` (and `path`.data when the weights do not fit into one protobuf): the graph, for any batch.
 
     Raises:
         ExportError: the network cannot be exported with a free batch axis; int8.
@@ -35,18 +35,21 @@ def to_onnx(fused: Fused, loaded: Loaded, path: Path, precision: Precision) -> E
     if precision not in ("fp32", *HALVES):
         raise ExportError(f"Precision {precision} is not exported; choose fp32, fp16 or bf16.")
     if isinstance(fused.graph, nn.Module):
-        model = _export(fused.graph, loaded.preprocessing)
+        model = _export(fused.graph, fused)
     else:
         model = ir.serde.deserialize_model(fused.graph)
         common.ShapeInferencePass(strict_mode=False)(model)
     _check_batch(model)
     _tidy(model)
+    model.graph.name = fused.interface.role
+    quantized = model.graph.outputs.pop() if fused.quantized else None
     if precision in HALVES:
-        to_half(model, HALVES[precision])
+        to_half(model, HALVES[precision], quantized)
     external_data = _save(model, path)
     graph = onnx.load(path, load_external_data=False)
     return Engine(
         path=path,
+        interface=fused.interface,
         kind="onnx",
         precision=precision,
         opset=model.opset_imports[""],
@@ -58,15 +61,16 @@ def to_onnx(fused: Fused, loaded: Loaded, path: Path, precision: Precision) -> E
     )
 
 
-def _export(graph: nn.Module, preprocessing: Preprocessing) -> ir.Model:
-    example = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+def _export(graph: nn.Module, fused: Fused) -> ir.Model:
+    spec = fused.interface.input
+    example = torch.zeros((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
                 (example,),
-                input_names=["image"],
-                output_names=["probabilities"],
+                input_names=[spec.name],
+                output_names=[fused.interface.output.name, *(["quantized"] if fused.quantized else [])],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=MAX_OPSET,
                 dynamo=True,
@@ -120,7 +124,6 @@ def _tidy(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
-    model.graph.name = "classifier"
     model.ir_version = min(model.ir_version, MAX_IR)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from app.manifest import Precision, Preprocessing
+from app.manifest import Precision, TensorSpec
 from export.plan import make_log, require_tensorrt
 from export.spec import Engine, ExportError
 
@@ -17,7 +17,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _LOG_LINES = 20
 
 
-def to_tensorrt(engine: Engine, preprocessing: Preprocessing, path: Path, precision: Precision, max_batch: int) -> Engine:
+def to_tensorrt(engine: Engine, path: Path, precision: Precision, max_batch: int) -> Engine:
     """Write the plan of `engine` to `path`: one optimisation profile over batches of 1 to `max_batch`.
 
     The network is strongly typed: `precision` is that of the types in the ONNX graph, and TensorRT keeps to it.
@@ -39,7 +39,8 @@ def to_tensorrt(engine: Engine, preprocessing: Preprocessing, path: Path, precis
     # TF32 rounds the factors of a float32 product to 10 bits; fp32 is to mean fp32.
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    profile.set_shape("image", *profile_shapes(preprocessing, max_batch))
+    source = engine.interface.input
+    profile.set_shape(source.name, *profile_shapes(source, max_batch))
     config.add_optimization_profile(profile)
     plan = _build(builder, network, config, timing_cache_path(trt.__version__, torch.cuda.get_device_name()))
     if plan is None:
@@ -48,10 +49,10 @@ def to_tensorrt(engine: Engine, preprocessing: Preprocessing, path: Path, precis
     return replace(engine, path=path, kind="tensorrt", external_data=())
 
 
-def profile_shapes(preprocessing: Preprocessing, max_batch: int) -> Shapes:
-    """Smallest, most usual and largest shape of `image` [B,H,W,3]; tuned for full batches."""
-    frame = (preprocessing.height, preprocessing.width, 3)
-    return (1, *frame), (max_batch, *frame), (max_batch, *frame)
+def profile_shapes(source: TensorSpec, max_batch: int) -> Shapes:
+    """Smallest, most usual and largest shape of the input; tuned for full batches."""
+    row = source.shape[1:]
+    return (1, *row), (max_batch, *row), (max_batch, *row)
 
 
 def timing_cache_path(version: str, gpu: str) -> Path:

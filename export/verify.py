@@ -1,15 +1,12 @@
 """Sixth stage of a model: the served path must give what torch gives, and the comparison must be able to fail."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.decode import DecodeLimits, decode, open_image
-from app.manifest import Check, Entry, GoldenExample, Manifest, ManifestError, Preprocessing, Verification, check_hashes, read_entry
-from app.resize import minimum_size, resize
+from app.manifest import Check, GoldenExample, Manifest, Verification
 from export.agreement import (
     SCALED,
     SENSITIVITY,
@@ -26,13 +23,25 @@ from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
 from export.reference import reference_pixels
 from export.runner import Infer, open_engine
-from export.spec import ExportError, Reference, Staged, VerificationError, image_tensor
+from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
+from export.spec import ExportError, Fused, Reference, Staged, VerificationError, image_tensor
+from export.tokenizer import Tokenizer
+from export.verify_tokenizer import verify_tokenizer
 
-Frames = NDArray[np.uint8]
-BATCHES = (1, 3, 8)
+
+def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...]:
+    """Hold every engine of the build against its reference; `fused` are the graphs that the engines were made of, in their order.
+
+    Raises:
+        VerificationError, ExportError: see `verify_classifier` and `verify_tokenizer`.
+    """
+    reference = fused[0].reference
+    if isinstance(reference, Tokenizer):
+        return verify_tokenizer(build, reference)
+    return (verify_classifier(build[0], reference),)
 
 
-def verify(staged: Staged, reference: Reference) -> Staged:
+def verify_classifier(staged: Staged, reference: Reference) -> Staged:
     """Hold the staged engine against `reference` on the golden images, at batch 1, 3 and 8 (as far as its maximum batch goes).
 
     The served side is the gateway's own code: `app.decode`, `app.resize` and the onnxruntime backend. The reference's side is
@@ -42,7 +51,7 @@ def verify(staged: Staged, reference: Reference) -> Staged:
         VerificationError: with the checks that failed.
         ExportError: the engine does not run here; disk full.
     """
-    entry = _entry(staged)
+    entry = staged_entry(staged)
     verifier = _Verifier(entry.manifest, reference, golden_images())
     with open_engine(entry) as infer:
         checks = tuple(verifier.run(infer))
@@ -54,21 +63,14 @@ def verify(staged: Staged, reference: Reference) -> Staged:
             accuracy={},
         )
         if not verification.passed:
-            raise VerificationError(_message(checks), verification)
+            raise VerificationError(failure(checks), verification)
         golden = tuple(_write_golden(staged, infer, verifier))
     allowed = any(not check.required for check in checks) and all(check.passed for check in checks)
     preprocessing = entry.manifest.preprocessing.model_copy(update={"scaled_decoding": allowed})
     findings = {"verification": verification, "preprocessing": preprocessing, "golden": golden}
     with writing(staged.path):
         write_manifest(staged.path, entry.manifest.model_copy(update=findings))
-    return Staged(staged.path, _entry(staged).manifest)
-
-
-def served_pixels(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, int]:
-    """A frame uint8 [H,W,3] as the gateway makes it, and by how much decoding reduced the image (1: not at all)."""
-    smallest = partial(minimum_size, preprocessing=preprocessing) if scaled else None
-    image, info = decode(open_image(data, DecodeLimits(), smallest))
-    return resize(image, preprocessing, (info.width, info.height)), info.scaled
+    return Staged(staged.path, staged_entry(staged).manifest)
 
 
 class _Verifier:
@@ -80,7 +82,7 @@ class _Verifier:
         self.activation = manifest.activation
         self.preprocessing = manifest.preprocessing
         self.tolerance: Tolerance = TOLERANCES[manifest.precision]
-        self.batches = tuple(sorted({min(batch, manifest.engine.max_batch) for batch in BATCHES}))
+        self.batches = batches_for(manifest)
         self.images = images
         self.frames = np.stack([served_pixels(image.data, self.preprocessing)[0] for image in images])
         self.expected = np.stack([reference_pixels(image.data, self.preprocessing) for image in images])
@@ -91,7 +93,7 @@ class _Verifier:
         """Every check, in the order of the path."""
         yield from compare_pixels(self.frames, self.expected)
         limits = self.tolerance.engine
-        by_batch = {batch: self._infer(infer, batch) for batch in self.batches}
+        by_batch = {batch: self._scores(ask(infer, self.frames, batch)) for batch in self.batches}
         for batch, served in by_batch.items():
             yield from compare(f"engine, batch {batch}", served, self.on_frames, limits)
         alone = by_batch[1]
@@ -106,7 +108,7 @@ class _Verifier:
         """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
         needed = SENSITIVITY * self.tolerance.engine.logits
         black = self._scores(infer(np.zeros_like(self.frames[:1])))
-        swapped = self._scores(_in_ones(infer, np.ascontiguousarray(self.frames[..., ::-1])))
+        swapped = self._scores(ask(infer, np.ascontiguousarray(self.frames[..., ::-1])))
         others = alone.rows(np.roll(np.arange(len(self.frames)), 1))
         for what, scores in (("a black image", black), ("swapped channels", swapped), ("another image", others)):
             moved = np.median(distance(alone, scores, self.on_frames.scale))
@@ -118,7 +120,7 @@ class _Verifier:
         rows = np.array([row for row, (_, scaled) in enumerate(decoded) if scaled > 1], dtype=int)
         if not len(rows):
             return
-        served = self._scores(_in_ones(infer, np.stack([decoded[row][0] for row in rows])))
+        served = self._scores(ask(infer, np.stack([decoded[row][0] for row in rows])))
         checks = compare("scaled decoding", served, self.on_expected.rows(rows), SCALED)
         yield from (check.model_copy(update={"required": False}) for check in checks)
 
@@ -127,27 +129,8 @@ class _Verifier:
             logits = reference(image_tensor(torch.from_numpy(frames), self.preprocessing))
         return Scores.of_logits(logits.numpy(), self.activation)
 
-    def _infer(self, infer: Infer, batch: int) -> Scores:
-        """All images in full batches; the last one is filled up from the first image on."""
-        count = len(self.frames)
-        rows = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
-        return self._scores(np.concatenate([infer(self.frames[part]) for part in rows])[:count])
-
     def _scores(self, probabilities: NDArray[np.float32]) -> Scores:
         return Scores.of_probabilities(probabilities, self.activation)
-
-
-def _in_ones(infer: Infer, frames: Frames) -> NDArray[np.float32]:
-    return np.concatenate([infer(frame[None]) for frame in frames])
-
-
-def _entry(staged: Staged) -> Entry:
-    try:
-        entry = read_entry(staged.path)
-        check_hashes(entry)
-    except ManifestError as error:
-        raise ExportError(f"The staged version is not whole: {error}") from error
-    return entry
 
 
 def _write_golden(staged: Staged, infer: Infer, verifier: _Verifier) -> Iterator[GoldenExample]:
@@ -159,9 +142,3 @@ def _write_golden(staged: Staged, infer: Infer, verifier: _Verifier) -> Iterator
             with writing(staged.path):
                 np.savez(staged.path / outputs, probabilities=infer(frame[None]))
             yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance)
-
-
-def _message(checks: tuple[Check, ...]) -> str:
-    failed = [check for check in checks if check.required and not check.passed]
-    lines = [f"  {check.name}: {check.value:.4g} {check.unit}, the limit is {check.limit:.4g}" for check in failed]
-    return "\n".join(("The engine does not do what its reference does; nothing was published. Failed checks:", *lines))

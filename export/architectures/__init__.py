@@ -2,26 +2,32 @@
 
 A file `export/architectures/NAME.py` (a Python identifier, not starting with `_`) offers:
 
-- `def make(num_classes: int, **arguments) -> nn.Module`: the network from normalised float32 [B,3,H,W] to logits [B,C], with
-  random weights. Every `--model-arg k=v` is one of `arguments`; each needs a default. The module's docstring gives the paper's
-  title and the published parameters and MACs.
+- optionally `TASK`, what its networks do: `"classify"`, which it is when left out, or `"tokenize"`.
+- `make`, which builds the network with random weights. Every `--model-arg k=v` is an argument of it; each has a default. The
+  module's docstring gives the paper's title and the published parameters and MACs.
+    - to classify: `def make(num_classes: int, **arguments) -> nn.Module`, from normalised float32 [B,3,H,W] to logits [B,C];
+    - to tokenize: `def make(**arguments) -> Tokenizer`, see `export/tokenizer.py`.
 - `PREPROCESSING`: a dictionary as timm's `pretrained_cfg` has it: `input_size` (3, H, W), `mean`, `std`, and `crop_pct`,
   `crop_mode`, `interpolation` where they differ from timm's defaults (0.875, center, bicubic).
 - `PAPER`: for example `"arXiv:2201.03545"`.
-- optionally `LICENCE`, an SPDX identifier of the published weights, and
-  `def convert(tensors: dict[str, Tensor]) -> dict[str, Tensor]`, which renames the keys of the authors' checkpoints.
+- optionally `VARIANTS`, the published sizes by name; `make(variant=NAME)` builds one.
+- optionally `LICENCE`, an SPDX identifier of the published weights; `TRAINING_ONLY`, patterns (`loss.*`) of the keys of the
+  authors' checkpoints that only training needs, which are left out; and
+  `def convert(tensors: dict[str, Tensor]) -> dict[str, Tensor]`, which renames the others.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from export.spec import ExportError
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Task = Literal["classify", "tokenize"]
 
 
 def names() -> tuple[str, ...]:
@@ -39,3 +45,15 @@ def find(name: str) -> ModuleType:
         known = f"there are: {', '.join(names())}" if names() else "there are none yet"
         raise ExportError(f"No architecture {name!r} in export/architectures ({known}).")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def task_of(module: ModuleType) -> Task:
+    """What the networks of one file do.
+
+    Raises:
+        ExportError: something that no export knows.
+    """
+    task: Task = getattr(module, "TASK", "classify")
+    if task not in get_args(Task):
+        raise ExportError(f"{module.__name__} is for the task {task!r}; there are: {', '.join(get_args(Task))}.")
+    return task

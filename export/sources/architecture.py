@@ -1,42 +1,47 @@
 """`NAME`: a network of `export/architectures/NAME.py`."""
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
+from app.manifest import Preprocessing, Source
 from export import architectures
-from export.dry_run import count_classes
-from export.informative import informative_weights
+from export.dry_run import count_classes, measure_codebook
+from export.informative import informative_tokenizer, informative_weights
 from export.labels import choose_labels
 from export.preprocessing import from_timm_config
 from export.provenance import describe_source
-from export.spec import ExportError, ExportRequest, Loaded, WeightsReport
+from export.spec import AnyLoaded, ExportError, ExportRequest, Loaded, LoadedTokenizer, WeightsReport
+from export.tokenizer import Tokenizer
 from export.weights import Checkpoint, load_weights, misfit, read_checkpoint
 
 
-def load(request: ExportRequest, identifier: str) -> Loaded:
+def load(request: ExportRequest, identifier: str) -> AnyLoaded:
     """Build the architecture with the model arguments and put the weights in that the request asks for.
 
     Raises:
-        ExportError: no such architecture; arguments it does not take; weights that do not fit.
+        ExportError: no such architecture; arguments it does not take, or options its task does not have; weights that do not fit.
     """
     module = architectures.find(identifier)
     if request.weights == "pretrained":
         raise ExportError(f"{identifier} has no weights to fetch; pass --checkpoint FILE or --random-init.")
     preprocessing = from_timm_config(module.PREPROCESSING, request.preprocessing)
+    load_task = _load_tokenizer if architectures.task_of(module) == "tokenize" else _load_classifier
+    return load_task(request, identifier, module, preprocessing)
+
+
+def _load_classifier(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> Loaded:
     arguments = {"num_classes": request.num_classes or 1000, **request.model_args}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(request.seed)
-            network: nn.Module = module.make(**arguments)
-    except Exception as error:
-        raise ExportError(f"{identifier} cannot be built with {arguments}: {error}") from error
+    network = _make(request, identifier, module, arguments)
     report = None
     if request.weights == "random":
         informative_weights(network, preprocessing, request.seed)
     elif request.checkpoint is not None:
-        report = _fit(network, read_checkpoint(request.checkpoint, network), getattr(module, "convert", None))
+        report = _fit(network, read_checkpoint(request.checkpoint, network), module)
     num_classes = count_classes(network, preprocessing)
     return Loaded(
         network=network.requires_grad_(False),
@@ -44,22 +49,73 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         num_classes=num_classes,
         labels=choose_labels(request.labels, (), num_classes),
         activation=request.activation or "softmax",
-        source=describe_source(
-            request,
-            "vitrine",
-            identifier,
-            arguments=arguments,
-            licence=getattr(module, "LICENCE", None) if report else None,
-            paper=module.PAPER,
-            report=report,
-        ),
+        source=_source(request, identifier, module, arguments, report),
         weights=report,
     )
 
 
-def _fit(network: nn.Module, checkpoint: Checkpoint, convert: architectures.Convert | None) -> WeightsReport:
-    """Load the checkpoint as it is, or with the authors' keys renamed when it does not fit as it is."""
+def _load_tokenizer(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedTokenizer:
+    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
+    given = [flag for flag, value in classifying.items() if value is not None]
+    if given:
+        raise ExportError(f"{identifier} is a tokenizer and has no classes; leave {', '.join(given)} out.")
+    network = _make(request, identifier, module, request.model_args)
+    if not isinstance(network, Tokenizer):
+        raise ExportError(f"{identifier} does not make a Tokenizer, although its TASK is tokenize.")
+    network.requires_grad_(False)
+    report = None
+    if request.weights == "random":
+        measure_codebook(network, preprocessing)  # says what does not fit before weights are spent on it
+        informative_tokenizer(network, preprocessing, request.seed)
+    elif request.checkpoint is not None:
+        report = _fit(network, read_checkpoint(request.checkpoint, network), module)
+    return LoadedTokenizer(
+        network=network,
+        preprocessing=preprocessing,
+        codebook=measure_codebook(network, preprocessing),
+        source=_source(request, identifier, module, request.model_args, report),
+        weights=report,
+    )
+
+
+def _make(request: ExportRequest, identifier: str, module: ModuleType, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            network: nn.Module = module.make(**arguments)
+    except Exception as error:
+        raise ExportError(f"{identifier} cannot be built with {arguments}: {error}") from error
+    return network
+
+
+def _source(
+    request: ExportRequest, identifier: str, module: ModuleType, arguments: dict[str, Any], report: WeightsReport | None
+) -> Source:
+    return describe_source(
+        request,
+        "vitrine",
+        identifier,
+        arguments=arguments,
+        licence=getattr(module, "LICENCE", None) if report else None,
+        paper=module.PAPER,
+        report=report,
+    )
+
+
+def _fit(network: nn.Module, checkpoint: Checkpoint, module: ModuleType) -> WeightsReport:
+    """Load the checkpoint without what only training needs, as it is or with the authors' keys renamed when it does not fit."""
+    checkpoint = _without(checkpoint, getattr(module, "TRAINING_ONLY", ()))
+    convert: architectures.Convert | None = getattr(module, "convert", None)
     problem = misfit(network, checkpoint.tensors)
     if problem is not None and problem.head() is None and convert is not None:
         checkpoint = replace(checkpoint, tensors=convert(checkpoint.tensors))
     return load_weights(network, checkpoint)
+
+
+def _without(checkpoint: Checkpoint, patterns: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint less the keys that match; the patterns that matched are reported in their place."""
+    matches = {pattern: {key for key in checkpoint.tensors if fnmatchcase(key, pattern)} for pattern in patterns}
+    left_out = set[str]().union(*matches.values())
+    tensors = {key: value for key, value in checkpoint.tensors.items() if key not in left_out}
+    found = tuple(pattern for pattern, keys in matches.items() if keys)
+    return replace(checkpoint, tensors=tensors, dropped=(*checkpoint.dropped, *found))

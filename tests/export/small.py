@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from app.manifest import Preprocessing, Source
-from export.fuse import fuse
+from export.fuse import fuse_classifier
 from export.informative import informative_weights
 from export.spec import Engine, ExportRequest, Loaded, Reference, Staged
 from export.stage import stage
 from export.to_onnx import to_onnx
-from export.verify import verify
+from export.verify import verify_classifier
 
 CLASSES = 7
 PREPROCESSING = Preprocessing(
@@ -77,13 +77,13 @@ def make_request(directory: Path, **fields: Any) -> ExportRequest:
 
 def make_engine(loaded: Loaded, directory: Path) -> tuple[Engine, Reference]:
     """fuse and to_onnx: an ONNX file in `directory`, and the network it is to agree with."""
-    fused = fuse(loaded)
-    return to_onnx(fused, loaded, directory / "model.onnx", "fp32"), fused.reference
+    fused = fuse_classifier(loaded)
+    return to_onnx(fused, directory / "model.onnx", "fp32"), fused.reference
 
 
 @contextmanager
 def verified(made: tuple[Engine, Reference], loaded: Loaded, request: ExportRequest) -> Iterator[Staged]:
     """stage and verify, ready to publish."""
     engine, reference = made
-    with stage(engine, loaded, request) as staged:
-        yield verify(staged, reference)
+    with stage([engine], loaded, request) as (staged,):
+        yield verify_classifier(staged, reference)

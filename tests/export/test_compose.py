@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.manifest import Preprocessing, Source
 from export.agreement import TOLERANCES, Scores, compare, distance
-from export.fuse import fuse
+from export.fuse import fuse_classifier
 from export.informative import sample_images
 from export.onnx_network import OnnxNetwork
 from export.spec import ExportError, Loaded, OnnxInterface, image_tensor
@@ -42,7 +42,7 @@ def make_loaded(model: onnx.ModelProto, interface: OnnxInterface, **fields: Any)
 
 def answers(loaded: Loaded, directory: Path, images: torch.Tensor = IMAGES) -> np.ndarray:
     """Through the whole of fuse and to_onnx."""
-    engine = to_onnx(fuse(loaded), loaded, directory / "model.onnx", "fp32")
+    engine = to_onnx(fuse_classifier(loaded), directory / "model.onnx", "fp32")
     assert engine.opset is not None
     assert 13 <= engine.opset <= 20
     assert (engine.ir_version or 99) <= 10
@@ -96,7 +96,7 @@ def test_a_batch_fixed_at_one_is_freed(reshape: bool, tmp_path: Path) -> None:
     model = make_classifier(batch=1, reshape=reshape)
     loaded = make_loaded(model, OnnxInterface())
 
-    assert fuse(loaded).rewrites == ("free-batch",)
+    assert fuse_classifier(loaded).rewrites == ("free-batch",)
     np.testing.assert_allclose(answers(loaded, tmp_path), by_hand(model), atol=1e-5)
 
 
@@ -110,12 +110,12 @@ def test_a_batch_that_cannot_be_freed_is_refused() -> None:
     graph.initializer.append(numpy_helper.from_array(np.array([1, 5], np.int64), "one_five"))
 
     with pytest.raises(ExportError, match="batch is fixed at 1; export it again"):
-        fuse(make_loaded(model, OnnxInterface()))
+        fuse_classifier(make_loaded(model, OnnxInterface()))
 
 
 def test_a_larger_fixed_batch_is_refused() -> None:
     with pytest.raises(ExportError, match="batch is fixed at 4"):
-        fuse(make_loaded(make_classifier(batch=4), OnnxInterface()))
+        fuse_classifier(make_loaded(make_classifier(batch=4), OnnxInterface()))
 
 
 def test_a_model_that_gives_probabilities(tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_model_that_gives_probabilities(tmp_path: Path) -> None:
     expected = by_hand(make_classifier())
 
     np.testing.assert_allclose(answers(loaded, tmp_path), expected, atol=1e-5)
-    logits = fuse(loaded).reference(image_tensor(IMAGES, PREPROCESSING))
+    logits = fuse_classifier(loaded).reference(image_tensor(IMAGES, PREPROCESSING))
     np.testing.assert_allclose(logits.softmax(-1).numpy(), expected, atol=1e-5)
 
 
 def test_the_reference_runs_the_users_file() -> None:
     model = make_classifier("NHWC", batch=1)
-    reference = fuse(make_loaded(model, OnnxInterface("NHWC", "BGR"))).reference
+    reference = fuse_classifier(make_loaded(model, OnnxInterface("NHWC", "BGR"))).reference
 
     logits = reference(image_tensor(IMAGES, PREPROCESSING))
     np.testing.assert_allclose(logits.softmax(-1).numpy(), by_hand(model, "NHWC", "BGR"), atol=1e-5)
@@ -138,7 +138,7 @@ def test_the_reference_runs_the_users_file() -> None:
 
 def test_sigmoid(tmp_path: Path) -> None:
     loaded = make_loaded(make_classifier(), OnnxInterface(), activation="sigmoid")
-    expected = fuse(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).sigmoid()
+    expected = fuse_classifier(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).sigmoid()
 
     np.testing.assert_allclose(answers(loaded, tmp_path), expected.numpy(), atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_several_labels_at_once_as_probabilities_are_what_the_reference_says(log
     model = make_classifier(output="probabilities", activation="Sigmoid", bias=logit)
     loaded = make_loaded(model, OnnxInterface(output="probabilities"), activation="sigmoid")
     served = Scores.of_probabilities(answers(loaded, tmp_path), "sigmoid")
-    reference = Scores.of_logits(fuse(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).numpy(), "sigmoid")
+    reference = Scores.of_logits(fuse_classifier(loaded).reference(image_tensor(IMAGES, PREPROCESSING)).numpy(), "sigmoid")
 
     assert all(check.passed for check in compare("it", served, reference, TOLERANCES["fp32"].engine))
 
@@ -160,7 +160,7 @@ def test_a_probability_of_zero_is_what_the_reference_says() -> None:
     head.CopyFrom(numpy_helper.from_array(np.array([0, 0, 0, 0, -500], np.float32), "bias"))
     loaded = make_loaded(model, OnnxInterface(output="probabilities"))
     served = Scores.of_probabilities(OnnxNetwork(model, OnnxInterface()).run(IMAGES_NORMALISED), "softmax")
-    reference = Scores.of_logits(fuse(loaded).reference(torch.from_numpy(IMAGES_NORMALISED)).numpy(), "softmax")
+    reference = Scores.of_logits(fuse_classifier(loaded).reference(torch.from_numpy(IMAGES_NORMALISED)).numpy(), "softmax")
 
     assert distance(served, reference, 1.0).max() < 1e-3
 
@@ -173,10 +173,10 @@ def test_a_model_in_half_precision(tmp_path: Path) -> None:
 
 def test_work_and_parameters_are_counted(tmp_path: Path) -> None:
     loaded = make_loaded(make_classifier(), OnnxInterface())
-    fused = fuse(loaded)
+    fused = fuse_classifier(loaded)
 
     assert fused.parameters == 8 * 75 + CLASSES * 8 + CLASSES
-    assert to_onnx(fused, loaded, tmp_path / "m.onnx", "fp32").macs == 6 * 6 * 8 * 75 + CLASSES * 8
+    assert to_onnx(fused, tmp_path / "m.onnx", "fp32").macs == 6 * 6 * 8 * 75 + CLASSES * 8
 
 
 def with_second_input(used: bool) -> onnx.ModelProto:
@@ -196,24 +196,24 @@ def test_several_inputs_and_outputs_are_named(tmp_path: Path) -> None:
     model = with_second_input(used=False)
 
     with pytest.raises(ExportError, match=r"several inputs; name one of them \(--input-name\): input, gain"):
-        fuse(make_loaded(model, OnnxInterface()))
+        fuse_classifier(make_loaded(model, OnnxInterface()))
     with pytest.raises(ExportError, match=r"several outputs; name one of them \(--output-name\): logits, features_only"):
-        fuse(make_loaded(model, OnnxInterface(input_name="input")))
+        fuse_classifier(make_loaded(model, OnnxInterface(input_name="input")))
     with pytest.raises(ExportError, match="has no input 'picture'"):
-        fuse(make_loaded(model, OnnxInterface(input_name="picture")))
+        fuse_classifier(make_loaded(model, OnnxInterface(input_name="picture")))
     loaded = make_loaded(model, OnnxInterface(input_name="input", output_name="logits"))
     np.testing.assert_allclose(answers(loaded, tmp_path), by_hand(make_classifier()), atol=1e-5)
 
 
 def test_an_output_that_needs_another_input_is_refused() -> None:
     with pytest.raises(ExportError, match=r"logits needs more than the image \(gain\)"):
-        fuse(make_loaded(with_second_input(used=True), OnnxInterface(input_name="input")))
+        fuse_classifier(make_loaded(with_second_input(used=True), OnnxInterface(input_name="input")))
 
 
 def test_the_users_model_is_left_as_it_is() -> None:
     model = make_classifier(batch=1, reshape=True, opset=21, ir_version=10)
     before = model.SerializeToString()
-    fuse(make_loaded(model, OnnxInterface()))
+    fuse_classifier(make_loaded(model, OnnxInterface()))
 
     assert model.SerializeToString() == before
 

@@ -11,7 +11,7 @@ from tests.export.small import CLASSES, make_request
 
 @pytest.fixture
 def manifest(tmp_path_factory: pytest.TempPathFactory, made: tuple[Engine, Reference], loaded: Loaded) -> Manifest:
-    with stage(made[0], loaded, make_request(tmp_path_factory.mktemp("config"))) as staged:
+    with stage([made[0]], loaded, make_request(tmp_path_factory.mktemp("config"))) as (staged,):
         return staged.manifest
 
 

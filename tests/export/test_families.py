@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.fuse import fuse
+from export.fuse import fuse_classifier
 from export.informative import sample_images
 from export.load import load
 from export.rewrites import REWRITES
@@ -72,8 +72,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     directory: Path = tmp_path_factory.mktemp(family.name)
     variant = family.published if published else family.narrow
     loaded = load(variant.request(directory))
-    fused = fuse(loaded)
-    engine = to_onnx(fused, loaded, directory / "model.onnx", "fp32")
+    fused = fuse_classifier(loaded)
+    engine = to_onnx(fused, directory / "model.onnx", "fp32")
     yield Exported(family, loaded, fused, engine, published)
     engine.path.unlink()
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import export.served
 import export.verify
 from app.decode import ImageInfo, OpenedImage, decode
 from app.manifest import Entry, Preprocessing
@@ -19,7 +20,7 @@ from app.resize import resize
 from export.runner import Infer, open_engine
 from export.spec import Engine, Loaded, Reference, VerificationError
 from export.stage import stage
-from export.verify import verify
+from export.verify import verify_classifier
 from tests.export.small import PREPROCESSING, make_engine, make_request
 
 Made = tuple[Engine, Reference]
@@ -49,9 +50,9 @@ def constant(network: nn.Module) -> nn.Module:
 
 def failed_checks(directory: Path, made: Made, loaded: Loaded) -> set[str]:
     """What verification says of this engine against this reference; nothing when it passes."""
-    with stage(made[0], loaded, make_request(directory)) as staged:
+    with stage([made[0]], loaded, make_request(directory)) as (staged,):
         try:
-            verify(staged, made[1])
+            verify_classifier(staged, made[1])
         except VerificationError as error:
             return {check.name for check in error.verification.checks if check.required and not check.passed}
     return set()
@@ -92,7 +93,7 @@ def test_a_crop_off_by_one_is_caught(
         down, across = shift
         return frame[2 + down :, 2 + across :][: preprocessing.height, : preprocessing.width]
 
-    monkeypatch.setattr(export.verify, "resize", off_by_one)
+    monkeypatch.setattr(export.served, "resize", off_by_one)
     assert "pixels: off by more than one level" in failed_checks(tmp_path, made, loaded)
 
 
@@ -109,7 +110,7 @@ def test_a_black_image_is_caught(tmp_path: Path, made: Made, loaded: Loaded, mon
         image, info = decode(opened)
         return Image.new("RGB", image.size), info
 
-    monkeypatch.setattr(export.verify, "decode", black)
+    monkeypatch.setattr(export.served, "decode", black)
     failed = failed_checks(tmp_path, made, loaded)
     assert {"pixels: off by more than one level", "served path: logits", "sees another image: logits"} <= failed
 
@@ -120,7 +121,7 @@ def test_an_image_left_lying_on_its_side_is_caught(
     def unturned(opened: OpenedImage) -> tuple[Image.Image, ImageInfo]:
         return decode(replace(opened, orientation=1))
 
-    monkeypatch.setattr(export.verify, "decode", unturned)
+    monkeypatch.setattr(export.served, "decode", unturned)
     assert "pixels: off by more than one level" in failed_checks(tmp_path, made, loaded)
 
 

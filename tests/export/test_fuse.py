@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from app.manifest import Preprocessing
-from export.fuse import Classifier, fuse
+from export.fuse import Classifier, fuse_classifier
 from export.informative import informative_weights, sample_images
 from export.spec import Activation, Loaded, image_tensor
 from tests.export.small import PREPROCESSING, SmallNet, make_loaded
@@ -25,7 +25,7 @@ def run(module: Any, images: torch.Tensor) -> torch.Tensor:
 def test_graph_is_the_reference_between_normalisation_and_activation(activation: Activation) -> None:
     loaded = make_loaded(activation=activation)
     images = sample_images(loaded.preprocessing, 4, seed=3)
-    fused = fuse(loaded)
+    fused = fuse_classifier(loaded)
 
     logits = fused.reference(image_tensor(images, loaded.preprocessing))
     expected = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
@@ -76,7 +76,7 @@ def test_the_reference_is_the_network_before_rewriting(rewritten: Loaded) -> Non
     assert isinstance(rewritten.network, nn.Module)
     before = copy.deepcopy(rewritten.network)
 
-    fused = fuse(rewritten)
+    fused = fuse_classifier(rewritten)
     run(fused.graph, sample_images(PREPROCESSING, 3, seed=5))
 
     assert fused.rewrites == ("convit-baked-positions",)
@@ -85,7 +85,7 @@ def test_the_reference_is_the_network_before_rewriting(rewritten: Loaded) -> Non
 
 
 def test_weights_are_shared_with_the_reference(rewritten: Loaded) -> None:
-    fused = fuse(rewritten)
+    fused = fuse_classifier(rewritten)
     assert isinstance(fused.graph, nn.Module)
     assert isinstance(rewritten.network, nn.Module)
 
@@ -96,4 +96,4 @@ def test_weights_are_shared_with_the_reference(rewritten: Loaded) -> None:
 def test_parameters_are_those_of_the_network() -> None:
     network = SmallNet()
 
-    assert fuse(make_loaded(network)).parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert fuse_classifier(make_loaded(network)).parameters == sum(parameter.numel() for parameter in network.parameters())

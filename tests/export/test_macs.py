@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.fuse import fuse
+from export.fuse import fuse_classifier
 from export.macs import count_macs
 from export.to_onnx import to_onnx
 from tests.export.small import PREPROCESSING, make_loaded
@@ -38,7 +38,7 @@ def test_count_agrees_with_torch(name: str, arguments: dict[str, Any], tmp_path:
     loaded = make_loaded(timm.create_model(name, num_classes=7, **arguments).eval())
     assert isinstance(loaded.network, nn.Module)
 
-    engine = to_onnx(fuse(loaded), loaded, tmp_path / "model.onnx", "fp32")
+    engine = to_onnx(fuse_classifier(loaded), tmp_path / "model.onnx", "fp32")
 
     assert engine.macs == pytest.approx(torch_macs(loaded.network), rel=0.01)
 

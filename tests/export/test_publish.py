@@ -17,7 +17,7 @@ from export.files import write_manifest
 from export.publish import publish
 from export.spec import Engine, ExportError, Loaded, Reference, Staged
 from export.stage import stage
-from export.verify import verify
+from export.verify import verify_classifier
 from tests.export.small import make_request, verified
 
 Made = tuple[Engine, Reference]
@@ -38,7 +38,7 @@ start = gate.stat().st_mtime + 0.1
 for turn, one in enumerate(ready):
     while time.time() < start + 0.02 * turn:
         pass
-    print(publish(one, repository).version, flush=True)
+    print(publish([one], repository).version, flush=True)
 """
 
 
@@ -64,7 +64,7 @@ def tree(root: Path) -> set[str]:
 
 def test_the_first_version_brings_its_model_directory(tmp_path: Path, pattern: Staged) -> None:
     repository = tmp_path / "deep" / "repository"
-    published = publish(copy(pattern, tmp_path / "staging"), repository)
+    published = publish([copy(pattern, tmp_path / "staging")], repository)
     assert (published.name, published.version, published.path) == ("small", 1, repository / "small" / "1")
     check_hashes(read_entry(published.path))
     assert (repository / "small" / CONFIG_FILE).read_text() == (pattern.path.parent / CONFIG_FILE).read_text()
@@ -73,9 +73,9 @@ def test_the_first_version_brings_its_model_directory(tmp_path: Path, pattern: S
 
 def test_later_versions_take_the_next_number(tmp_path: Path, pattern: Staged) -> None:
     repository = tmp_path / "repository"
-    versions = [publish(copy(pattern, tmp_path / str(i)), repository).version for i in range(3)]
+    versions = [publish([copy(pattern, tmp_path / str(i))], repository).version for i in range(3)]
     shutil.rmtree(repository / "small" / "1")
-    versions.append(publish(copy(pattern, tmp_path / "again"), repository).version)
+    versions.append(publish([copy(pattern, tmp_path / "again")], repository).version)
     assert versions == [1, 2, 3, 4]
     assert {path.name for path in repository.iterdir()} == {"small"}
     assert {path.name for path in (repository / "small").iterdir()} == {CONFIG_FILE, "2", "3", "4"}
@@ -83,11 +83,11 @@ def test_later_versions_take_the_next_number(tmp_path: Path, pattern: Staged) ->
 
 def test_an_old_configuration_is_rendered_again(tmp_path: Path, pattern: Staged) -> None:
     repository = tmp_path / "repository"
-    publish(copy(pattern, tmp_path / "one"), repository)
+    publish([copy(pattern, tmp_path / "one")], repository)
     config = repository / "small" / CONFIG_FILE
     expected = config.read_text()
     config.write_text("name: 'edited'")
-    publish(copy(pattern, tmp_path / "two"), repository)
+    publish([copy(pattern, tmp_path / "two")], repository)
     assert config.read_text() == expected
 
 
@@ -104,13 +104,13 @@ def test_an_old_configuration_is_rendered_again(tmp_path: Path, pattern: Staged)
 )
 def test_what_versions_share_cannot_change(tmp_path: Path, pattern: Staged, changes: dict[str, Any], why: str) -> None:
     repository = tmp_path / "repository"
-    publish(copy(pattern, tmp_path / "one"), repository)
+    publish([copy(pattern, tmp_path / "one")], repository)
     before = tree(repository)
     document = pattern.manifest.model_dump()
     fields = {name: document[name] | new if isinstance(new, dict) else new for name, new in changes.items()}
     changed = type(pattern.manifest).model_validate(document | fields)
     with pytest.raises(ExportError, match=rf"{why}.*--name"):
-        publish(copy(pattern, tmp_path / "two", **{name: getattr(changed, name) for name in changes}), repository)
+        publish([copy(pattern, tmp_path / "two", **{name: getattr(changed, name) for name in changes})], repository)
     assert tree(repository) == before
 
 
@@ -120,16 +120,16 @@ def test_a_foreign_model_of_that_name_is_left_alone(tmp_path: Path, pattern: Sta
     (foreign / "model.py").write_text("# theirs")
     before = tree(tmp_path / "repository")
     with pytest.raises(ExportError, match="without a readable manifest"):
-        publish(copy(pattern, tmp_path / "staging"), tmp_path / "repository")
+        publish([copy(pattern, tmp_path / "staging")], tmp_path / "repository")
     assert tree(tmp_path / "repository") == before
 
 
 def test_a_broken_version_does_not_block_the_next(tmp_path: Path, pattern: Staged) -> None:
     repository = tmp_path / "repository"
-    publish(copy(pattern, tmp_path / "one"), repository)
-    broken = publish(copy(pattern, tmp_path / "two"), repository)
+    publish([copy(pattern, tmp_path / "one")], repository)
+    broken = publish([copy(pattern, tmp_path / "two")], repository)
     (broken.path / "manifest.json").write_text("{")
-    assert publish(copy(pattern, tmp_path / "three"), repository).version == 3
+    assert publish([copy(pattern, tmp_path / "three")], repository).version == 3
 
 
 @pytest.mark.parametrize("verdict", ["none", "failed"])
@@ -140,7 +140,7 @@ def test_only_what_was_verified_is_published(tmp_path: Path, pattern: Staged, ve
     failed = verification.model_copy(update={"checks": (bad, *verification.checks[1:])})
     staged = copy(pattern, tmp_path / "staging", verification=None if verdict == "none" else failed)
     with pytest.raises(ExportError, match="verified"):
-        publish(staged, tmp_path / "repository")
+        publish([staged], tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
 
@@ -148,7 +148,7 @@ def test_only_what_was_verified_is_published(tmp_path: Path, pattern: Staged, ve
 def test_processes_that_publish_at_once_each_get_their_own_version(tmp_path: Path, pattern: Staged, existing: int) -> None:
     repository, gate, each = tmp_path / "repository", tmp_path / "gate", 8
     for index in range(existing):
-        publish(copy(pattern, tmp_path / f"existing{index}"), repository)
+        publish([copy(pattern, tmp_path / f"existing{index}")], repository)
     staged = [[copy(pattern, tmp_path / f"{who}-{i}", build=f"{who}-{i}").path for i in range(each)] for who in "ab"]
     command = [sys.executable, "-c", PUBLISHER, repository, gate]
     processes = [subprocess.Popen([*command, *paths], stdout=subprocess.PIPE, text=True) for paths in staged]
@@ -176,17 +176,17 @@ def test_a_number_that_another_takes_meanwhile_is_not_taken_again(
     repository = tmp_path / "repository"
     model = repository / "small"
     for index in range(existing):
-        publish(copy(pattern, tmp_path / f"existing{index}"), repository)
+        publish([copy(pattern, tmp_path / f"existing{index}")], repository)
     others = copy(pattern, tmp_path / "other", build="other")
     rename = Path.rename
 
     def late(source: Path, target: Path) -> Path:
         monkeypatch.setattr(Path, "rename", rename)
-        publish(others, repository)
+        publish([others], repository)
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", late)
-    mine = publish(copy(pattern, tmp_path / "mine", build="mine"), repository)
+    mine = publish([copy(pattern, tmp_path / "mine", build="mine")], repository)
     assert mine.version == existing + 2
     assert [read_entry(model / str(existing + number)).manifest.build for number in (1, 2)] == ["other", "mine"]
 
@@ -203,33 +203,33 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_while_staging_leaves_nothing(tmp_path: Path, made: Made, loaded: Loaded) -> None:
-    with files_of_at_most(4096), pytest.raises(ExportError, match="Cannot write"), stage(made[0], loaded, make_request(tmp_path)):
+    with files_of_at_most(4096), pytest.raises(ExportError, match="Cannot write"), stage([made[0]], loaded, make_request(tmp_path)):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_while_verifying_leaves_nothing(tmp_path: Path, made: Made, loaded: Loaded) -> None:
     with (
-        stage(made[0], loaded, make_request(tmp_path)) as staged,
+        stage([made[0]], loaded, make_request(tmp_path)) as (staged,),
         files_of_at_most(100),
         pytest.raises(ExportError, match="Cannot write"),
     ):
-        verify(staged, made[1])
+        verify_classifier(staged, made[1])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_repository_that_cannot_be_written_is_a_clear_error(tmp_path: Path, pattern: Staged) -> None:
     (tmp_path / "repository").write_text("a file stands here")
     with pytest.raises(ExportError, match="Cannot write"):
-        publish(copy(pattern, tmp_path / "staging"), tmp_path / "repository")
+        publish([copy(pattern, tmp_path / "staging")], tmp_path / "repository")
 
 
 def test_the_whole_way_leaves_only_the_model(tmp_path: Path, made: Made, loaded: Loaded) -> None:
     request = make_request(tmp_path)
     with verified(made, loaded, request) as staged:
-        publish(staged, request.repository)
+        publish([staged], request.repository)
     with verified(made, loaded, replace(request, description="again")) as staged:
-        assert publish(staged, request.repository).version == 2
+        assert publish([staged], request.repository).version == 2
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
 
 

@@ -37,7 +37,7 @@ def test_a_name_that_no_model_can_have_is_refused(tmp_path: Path, name: str) -> 
 def test_a_staged_version_is_whole_and_outside_the_repository(tmp_path: Path, made: Made, loaded: Loaded) -> None:
     request = make_request(tmp_path, description="small but whole", max_batch=4)
     request.repository.mkdir()
-    with stage(made[0], loaded, request) as staged:
+    with stage([made[0]], loaded, request) as (staged,):
         entry = read_entry(staged.path)
         check_hashes(entry)
         assert not staged.path.is_relative_to(request.repository)
@@ -57,7 +57,7 @@ def test_a_staged_version_is_whole_and_outside_the_repository(tmp_path: Path, ma
 
 
 def test_nothing_stays_when_the_block_fails(tmp_path: Path, made: Made, loaded: Loaded) -> None:
-    with pytest.raises(RuntimeError, match="stop"), stage(made[0], loaded, make_request(tmp_path)):
+    with pytest.raises(RuntimeError, match="stop"), stage([made[0]], loaded, make_request(tmp_path)):
         raise RuntimeError("stop")
     assert not list(tmp_path.iterdir())
 
@@ -65,7 +65,7 @@ def test_nothing_stays_when_the_block_fails(tmp_path: Path, made: Made, loaded: 
 def test_external_data_travels_beside_the_engine(tmp_path: Path, made: Made, loaded: Loaded) -> None:
     data = tmp_path / "model.onnx.data"
     data.write_bytes(b"weights")
-    with stage(replace(made[0], external_data=(data,)), loaded, make_request(tmp_path)) as staged:
+    with stage([replace(made[0], external_data=(data,))], loaded, make_request(tmp_path)) as (staged,):
         check_hashes(read_entry(staged.path))
         assert (staged.path / "model.onnx.data").read_bytes() == b"weights"
         (staged.path / "model.onnx.data").write_bytes(b"weighty")
@@ -77,6 +77,6 @@ def test_a_repository_on_another_file_system_is_refused(made: Made, loaded: Load
     mounted = Path("/dev/shm")  # a mount point of its own on Linux
     if not mounted.is_mount():
         pytest.skip("needs a mounted directory")
-    with pytest.raises(ExportError, match="two file systems"), stage(made[0], loaded, make_request(mounted, repository=mounted)):
+    with pytest.raises(ExportError, match="two file systems"), stage([made[0]], loaded, make_request(mounted, repository=mounted)):
         pass
     assert not list(mounted.parent.glob(".staging-*"))

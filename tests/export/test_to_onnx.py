@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from app.manifest import Precision
 from export import to_onnx as module
-from export.fuse import fuse
+from export.fuse import fuse_classifier
 from export.informative import sample_images
 from export.spec import Engine, ExportError, image_tensor
 from export.to_onnx import to_onnx
@@ -21,7 +21,7 @@ from tests.export.small import PREPROCESSING, SmallNet, make_loaded
 
 def write(network: nn.Module | None, path: Path, precision: Precision = "fp32") -> Engine:
     loaded = make_loaded(network)
-    return to_onnx(fuse(loaded), loaded, path, precision)
+    return to_onnx(fuse_classifier(loaded), path, precision)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_fp16_is_half_the_size_and_nearly_as_good(engine: Engine, tmp_path: Path
     half = write(None, tmp_path / "half.onnx", "fp16")
     model = onnx.load(half.path)
     images = sample_images(PREPROCESSING, 8, seed=1)
-    reference = fuse(make_loaded()).reference(image_tensor(images, PREPROCESSING)).softmax(-1).numpy()
+    reference = fuse_classifier(make_loaded()).reference(image_tensor(images, PREPROCESSING)).softmax(-1).numpy()
     error = np.abs(run(half, images.numpy()) - reference).max()
 
     assert half.precision == "fp16"

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from app.manifest import TensorSpec
 from export import pipeline
 from export.plan import Plan, require_tensorrt
 from export.spec import Engine, ExportError, Loaded, MissingToolError, Reference
 from export.to_tensorrt import log_message, parser_message, profile_shapes, timing_cache_path, to_tensorrt
-from tests.export.small import PREPROCESSING, make_request
+from tests.export.small import make_request
 
 Made = tuple[Engine, Reference]
 
@@ -41,7 +42,7 @@ class ParserError:
 
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_one_profile_spans_the_batches(max_batch: int) -> None:
-    smallest, usual, largest = profile_shapes(PREPROCESSING.model_copy(update={"height": 48}), max_batch)
+    smallest, usual, largest = profile_shapes(TensorSpec(name="image", dtype="uint8", shape=(-1, 48, 32, 3)), max_batch)
     assert smallest == (1, 48, 32, 3)
     assert usual == largest == (max_batch, 48, 32, 3)
 
@@ -89,7 +90,7 @@ def test_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @without_tensorrt
 def test_nothing_is_half_written(tmp_path: Path, made: Made) -> None:
     with pytest.raises(MissingToolError):
-        to_tensorrt(made[0], PREPROCESSING, tmp_path / "model.plan", "fp32", 8)
+        to_tensorrt(made[0], tmp_path / "model.plan", "fp32", 8)
     assert not list(tmp_path.iterdir())
 
 
@@ -113,8 +114,8 @@ def test_a_plan_is_built_verified_and_published(
 @needs_gpu
 @pytest.mark.gpu
 def test_a_plan_takes_no_more_than_its_largest_batch(tmp_path: Path, made: Made) -> None:
-    engine = to_tensorrt(made[0], PREPROCESSING, tmp_path / "model.plan", "fp32", 2)
-    plan = Plan(engine.path)
+    engine = to_tensorrt(made[0], tmp_path / "model.plan", "fp32", 2)
+    plan = Plan(engine.path, engine.interface.input, engine.interface.output)
     images = np.zeros((3, 32, 32, 3), np.uint8)
     assert plan(images[:2]).shape == (2, 7)
     with pytest.raises(ExportError, match="3 images at once"):
@@ -127,11 +128,11 @@ def test_what_the_parser_refuses_is_told(tmp_path: Path, made: Made) -> None:
     broken = tmp_path / "model.onnx"
     broken.write_bytes(made[0].path.read_bytes().replace(b"Gelu", b"Gulu"))
     with pytest.raises(ExportError, match="Gulu"):
-        to_tensorrt(replace(made[0], path=broken), PREPROCESSING, tmp_path / "model.plan", "fp32", 2)
+        to_tensorrt(replace(made[0], path=broken), tmp_path / "model.plan", "fp32", 2)
 
 
 @needs_gpu
 @pytest.mark.gpu
 def test_another_precision_than_the_graphs_is_refused(tmp_path: Path, made: Made) -> None:
     with pytest.raises(ExportError, match="fp16 plan needs a fp16 graph"):
-        to_tensorrt(made[0], PREPROCESSING, tmp_path / "model.plan", "fp16", 2)
+        to_tensorrt(made[0], tmp_path / "model.plan", "fp16", 2)

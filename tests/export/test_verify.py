@@ -10,9 +10,10 @@ from app.manifest import MANIFEST_FILE, Preprocessing, read_entry
 from export.golden import golden_images
 from export.informative import informative_weights
 from export.reference import reference_pixels
+from export.served import served_pixels
 from export.spec import Engine, ExportError, Loaded, Reference, VerificationError
 from export.stage import stage
-from export.verify import served_pixels, verify
+from export.verify import verify_classifier
 from tests.export.small import PREPROCESSING, SmallNet, make_engine, make_loaded, make_request, verified
 
 Made = tuple[Engine, Reference]
@@ -110,10 +111,10 @@ def test_the_message_lists_what_failed_and_nothing_is_written(tmp_path: Path, ma
     def blind(images: torch.Tensor) -> torch.Tensor:
         return made[1](torch.zeros_like(images))
 
-    with stage(made[0], loaded, make_request(tmp_path)) as staged:
+    with stage([made[0]], loaded, make_request(tmp_path)) as (staged,):
         before = (staged.path / MANIFEST_FILE).read_bytes()
         with pytest.raises(VerificationError, match=r"(?s)nothing was published.*engine, batch 1: logits") as caught:
-            verify(staged, blind)
+            verify_classifier(staged, blind)
         assert (staged.path / MANIFEST_FILE).read_bytes() == before
         assert not list(staged.path.glob("golden/*.npz"))
     assert not caught.value.verification.passed
@@ -125,26 +126,26 @@ def test_an_engine_that_does_not_run_is_a_clear_error(tmp_path: Path, made: Made
     broken.graph.node[-1].op_type = "NoSuchOperator"
     onnx.save(broken, tmp_path / "model.onnx")
     with (
-        stage(replace(made[0], path=tmp_path / "model.onnx"), loaded, make_request(tmp_path)) as staged,
+        stage([replace(made[0], path=tmp_path / "model.onnx")], loaded, make_request(tmp_path)) as (staged,),
         pytest.raises(ExportError, match="does not run in onnxruntime"),
     ):
-        verify(staged, made[1])
+        verify_classifier(staged, made[1])
 
 
 def test_a_staged_version_that_was_touched_is_refused(tmp_path: Path, made: Made, loaded: Loaded) -> None:
-    with stage(made[0], loaded, make_request(tmp_path)) as staged:
+    with stage([made[0]], loaded, make_request(tmp_path)) as (staged,):
         engine = staged.path / "model.onnx"
         engine.write_bytes(engine.read_bytes()[:-1] + b"!")
         with pytest.raises(ExportError, match="SHA-256"):
-            verify(staged, made[1])
+            verify_classifier(staged, made[1])
 
 
 def test_a_plan_is_refused_where_it_cannot_be_run(tmp_path: Path, made: Made, loaded: Loaded) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with stage(replace(made[0], kind="tensorrt"), loaded, make_request(tmp_path)) as staged:
+    with stage([replace(made[0], kind="tensorrt")], loaded, make_request(tmp_path)) as (staged,):
         with pytest.raises(ExportError) as caught:
-            verify(staged, made[1])
+            verify_classifier(staged, made[1])
         assert caught.value.exit_code == 2
 
 
