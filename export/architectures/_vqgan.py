@@ -3,6 +3,9 @@
 All take and give float32 [B,C,H,W].
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
@@ -75,3 +78,27 @@ class Upsample(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         doubled: Tensor = self.conv(interpolate(features, scale_factor=2.0, mode="nearest"))
         return doubled
+
+
+class Level(nn.Module):
+    """The residual blocks of one size, each followed by attention where the level has it, then the change of size, if any.
+
+    `widths`: of the input and behind each block. `blocks`: what the checkpoints call the list of blocks.
+    """
+
+    def __init__(self, widths: Sequence[int], attention: bool, resize: Downsample | Upsample | None, blocks: str) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.add_module(blocks, nn.ModuleList(Residual(channels, width) for channels, width in pairwise(widths)))
+        self.attn = nn.ModuleList(Attention(width) for width in widths[1:] if attention)
+        self.downsample = resize if isinstance(resize, Downsample) else None
+        self.upsample = resize if isinstance(resize, Upsample) else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        for index, block in enumerate(self.get_submodule(self.blocks).children()):
+            features = block(features)
+            if len(self.attn):
+                features = self.attn[index](features)
+        for resize in (self.downsample, self.upsample):
+            features = features if resize is None else resize(features)
+        return features

@@ -16,14 +16,13 @@ table's codebooks.
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, silu
 
-from export.architectures._vqgan import Attention, Downsample, Residual, Upsample, make_conv, make_norm
+from export.architectures._vqgan import Attention, Downsample, Level, Residual, Upsample, make_conv, make_norm
 from export.tokenizer import Tokenizer
 
 TASK = "tokenize"
@@ -70,26 +69,6 @@ VARIANTS = {
 def make(variant: str = "dual_ds16", **changes: Any) -> "FQGAN":
     """One of VARIANTS, with any of its fields changed."""
     return FQGAN(replace(VARIANTS[variant], **changes))
-
-
-class Level(nn.Module):
-    """The residual blocks of one size, each followed by attention where the level has it, then the change of size."""
-
-    def __init__(self, widths: list[int], attention: bool, outward: dict[str, nn.Module]) -> None:
-        super().__init__()
-        pairs = list(pairwise(widths))
-        self.res = nn.ModuleList(Residual(channels, width) for channels, width in pairs)
-        self.attn = nn.ModuleList(Attention(width) for _, width in pairs if attention)
-        self.outward = next(iter(outward), None)
-        for name, module in outward.items():
-            self.add_module(name, module)
-
-    def forward(self, features: Tensor) -> Tensor:
-        for index, block in enumerate(self.res):
-            features = block(features)
-            if len(self.attn):
-                features = self.attn[index](features)
-        return features if self.outward is None else self.get_submodule(self.outward)(features)
 
 
 def make_middle(width: int) -> nn.Sequential:
@@ -162,7 +141,8 @@ class Encoder(nn.Module):
                 Level(
                     [widths[level]] + [widths[level + 1]] * variant.blocks,
                     level == last,
-                    {"downsample": Downsample(widths[level + 1])} if level != last else {},
+                    Downsample(widths[level + 1]) if level != last else None,
+                    "res",
                 )
                 for level in range(last + 1)
             )
@@ -197,7 +177,8 @@ class Decoder(nn.Module):
                 Level(
                     [widths[max(level - 1, 0)]] + [width] * (variant.blocks + 1),
                     level == 0,
-                    {"upsample": Upsample(width)} if level != last else {},
+                    Upsample(width) if level != last else None,
+                    "res",
                 )
                 for level, width in enumerate(widths)
             )

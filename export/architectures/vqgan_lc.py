@@ -13,14 +13,13 @@ parameter; the projector has 6,152. An export folds both into 100,000 x 8.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from export.architectures._vqgan import Attention, Downsample, Residual, Upsample, make_conv, make_norm
+from export.architectures._vqgan import Attention, Downsample, Level, Residual, Upsample, make_conv, make_norm
 from export.tokenizer import Tokenizer
 
 TASK = "tokenize"
@@ -54,26 +53,6 @@ def make(variant: str = "f16", **changes: Any) -> "VQGANLC":
     return VQGANLC(replace(VARIANTS[variant], **changes))
 
 
-class Level(nn.Module):
-    """The blocks of one size; `outward` is the change of size behind them, or None."""
-
-    def __init__(self, widths: list[int], attention: bool, outward: dict[str, nn.Module]) -> None:
-        super().__init__()
-        pairs = list(pairwise(widths))
-        self.block = nn.ModuleList(Residual(channels, width) for channels, width in pairs)
-        self.attn = nn.ModuleList(Attention(width) for _, width in pairs if attention)
-        self.outward = next(iter(outward), None)
-        for name, module in outward.items():
-            self.add_module(name, module)
-
-    def forward(self, features: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
-            features = block(features)
-            if len(self.attn):
-                features = self.attn[index](features)
-        return features if self.outward is None else self.get_submodule(self.outward)(features)
-
-
 class Middle(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -98,7 +77,8 @@ class Encoder(nn.Module):
             Level(
                 [widths[level]] + [widths[level + 1]] * variant.blocks,
                 level in variant.attention,
-                {"downsample": Downsample(widths[level + 1])} if level != last else {},
+                Downsample(widths[level + 1]) if level != last else None,
+                "block",
             )
             for level in range(last + 1)
         )
@@ -127,7 +107,8 @@ class Decoder(nn.Module):
             Level(
                 [coarser[level]] + [width] * (variant.blocks + 1),
                 level in variant.attention,
-                {"upsample": Upsample(width)} if level else {},
+                Upsample(width) if level else None,
+                "block",
             )
             for level, width in enumerate(widths)
         )

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import export.report
-import export.verify
+import export.served
 from app.decode import ImageInfo, OpenedImage, decode
 from app.manifest import check_hashes, read_entry
 from export.__main__ import app
@@ -203,7 +203,7 @@ def test_a_failed_verification_ends_with_3_and_leaves_nothing(
         image, info = decode(opened)
         return Image.new("RGB", image.size), info
 
-    monkeypatch.setattr(export.verify, "decode", black)
+    monkeypatch.setattr(export.served, "decode", black)
     monkeypatch.setattr("export.pipeline.load", lambda request: loaded)
     result = call(NETWORK, "--random-init")
     assert result.exit_code == 3

@@ -1,5 +1,6 @@
 """Every tokenizer: exported and verified by the command's own line, then the same round trip through both engines that serve it."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests import triton
 from tests.export.tokenizers import SIZE, TOKENIZERS
 from tests.factories import make_image
 
-pytestmark = [pytest.mark.triton, pytest.mark.anyio]
+pytestmark = pytest.mark.triton
 
 
 async def round_trip(backend: Backend, paths: tuple[Path, ...], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +38,7 @@ async def round_trip(backend: Backend, paths: tuple[Path, ...], images: np.ndarr
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-async def test_export_verify_serve(name: str, tmp_path: Path) -> None:
+def test_export_verify_serve(name: str, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     published = export(TOKENIZERS[name].request(tmp_path), lambda stage: None)
     records = [read_entry(path).manifest for path in published.paths]
@@ -49,9 +50,10 @@ async def test_export_verify_serve(name: str, tmp_path: Path) -> None:
         (row,) = client.get("/v1/models").json()["data"]
     assert (row["id"], row["task"], row["problems"]) == (name.replace("_", "-"), "tokenize", [])
     images = np.stack([np.asarray(make_image(SIZE, SIZE, seed)) for seed in range(3)])
-    embedded = await round_trip(OnnxRuntimeBackend(), published.paths, images)
+    embedded = asyncio.run(round_trip(OnnxRuntimeBackend(), published.paths, images))
     with triton.serve(repository) as server:
-        remote = await round_trip(TritonBackend(f"127.0.0.1:{server.ports.grpc}"), published.paths, images)
+        backend = TritonBackend(f"127.0.0.1:{server.ports.grpc}")
+        remote = asyncio.run(round_trip(backend, published.paths, images))
     assert np.mean(embedded[0] == remote[0]) >= 0.999
     assert np.mean(np.abs(embedded[1].astype(int) - remote[1]) > 1) <= 0.001
     assert embedded[1].shape == images.shape
