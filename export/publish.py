@@ -29,6 +29,7 @@ def publish(build: Sequence[Staged], repository: Path) -> Published:
     models = [root / staged.manifest.entry_name for staged in build]
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
+        _check_name(root, first.model, models)
         for staged, model in zip(build, models, strict=True):
             check_fits(model, staged.manifest)
         version = _take_version(build[0], models)
@@ -48,6 +49,13 @@ def next_version(*models: Path) -> int:
     """One more than the highest number in any of the models' directories."""
     versions = (int(path.name) for model in models if model.is_dir() for path in model.iterdir() if path.name.isdecimal())
     return 1 + max(versions, default=0)
+
+
+def _check_name(root: Path, name: str, models: Sequence[Path]) -> None:
+    """All directories of one model's name are taken for engines of one build, so a classifier and a tokenizer cannot share it."""
+    others = {path.name for path in root.iterdir() if path.name.partition(".")[0] == name} - {model.name for model in models}
+    if others:
+        raise ExportError(f"The repository has a model {name} of other engines ({', '.join(sorted(others))}); give another --name.")
 
 
 def _take_version(staged: Staged, models: Sequence[Path]) -> int:

@@ -94,3 +94,15 @@ def test_both_must_be_verified(tmp_path: Path, pattern: Staged) -> None:
     with pytest.raises(ExportError, match="verified"):
         publish(pair(pattern, tmp_path / "one", detokenize={"verification": None}), tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_name_is_that_of_a_classifier_or_of_a_tokenizer(tmp_path: Path, pattern: Staged) -> None:
+    single = Staged(tmp_path / "single" / "small" / "1", pattern.manifest)
+    shutil.copytree(pattern.path.parent, single.path.parent)
+    pairs, alone = tmp_path / "pairs", tmp_path / "alone"
+    publish(pair(pattern, tmp_path / "one"), pairs)
+    with pytest.raises(ExportError, match=r"small.detokenize, small.tokenize\); give another --name"):
+        publish([single], pairs)
+    publish([single], alone)
+    with pytest.raises(ExportError, match=r"other engines \(small\)"):
+        publish(pair(pattern, tmp_path / "two"), alone)

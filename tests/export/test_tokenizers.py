@@ -146,7 +146,7 @@ def test_in_half_precision_the_search_stays_float32(exported: Exported, tmp_path
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     winners = {node.input[0] for node in graph.node if node.op_type == "ArgMax"}
     products = [node for node in graph.node if node.op_type == "MatMul" and node.output[0] in winners]
-    assert len(products) == exported.loaded.codebook.count * (len(products) // exported.loaded.codebook.count) > 0
+    assert len(products) >= exported.loaded.codebook.count
     assert {types[node.input[1]] for node in products} == {FLOAT}
     assert onnx.TensorProto.FLOAT16 in types.values()
     half = replace(exported, engines=(encoder, decoder))
