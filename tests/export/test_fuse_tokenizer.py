@@ -18,16 +18,21 @@ from export.spec import Fused, Interface
 from export.to_onnx import to_onnx
 from export.tokenizer import distances
 
-PEAK = """
-import resource, sys
+PEAK = r"""
+import re, sys
+from pathlib import Path
 import numpy as np, onnxruntime
+
+def kilobytes(key):
+    return int(re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 latents = np.random.default_rng(0).standard_normal((8, int(sys.argv[2]), 8), dtype=np.float32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = kilobytes("VmRSS")
 session.run(None, {"image": latents})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kilobytes("VmHWM") - before)
 """
 
 
@@ -70,6 +75,6 @@ def test_the_search_of_a_hundred_thousand_codes_stays_below_200_mb(positions: in
     path = write(Search(torch.randn(100_000, 8), False, positions), positions, tmp_path / "search.onnx")
     command = [sys.executable, "-c", PEAK, str(path), str(positions)]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert grown < 200_000
+    assert 20_000 < grown < 200_000
     products = [node for node in onnx.load(path).graph.node if node.op_type == "MatMul"]
     assert len(products) == {256: 13, 1024: 49}[positions]
