@@ -42,7 +42,7 @@ def publish(build: Sequence[Staged], repository: Path) -> Published:
                 for path in paths[:index]:
                     _take_back(build[0].path.parent.parent, path)
                 raise
-    return Published(first.model, version, tuple(paths), first)
+    return Published(first.model, version, tuple(paths), tuple(staged.manifest for staged in build))
 
 
 def next_version(*models: Path) -> int:

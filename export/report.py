@@ -92,15 +92,21 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
     else:
         yield "tokens", _tokens(manifest.codebook)
     yield "parameters", f"{manifest.parameters:,}"
-    if manifest.macs is not None:
-        yield "multiply-adds", f"{manifest.macs:,} an image"
-    yield "engine", _engine(manifest)
+    for part in published.manifests:
+        yield from _engine_rows(part)
     yield "preprocessing", _preprocessing(manifest)
     yield "rewritten", ", ".join(published.rewrites) or "nothing"
+    yield "published", "\n".join(map(str, published.paths))
+
+
+def _engine_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What differs between the engines of a build; where there are several, the first row says which one follows."""
+    yield "engine", _engine(manifest)
+    if manifest.macs is not None:
+        yield "multiply-adds", f"{manifest.macs:,} an image"
     yield "TensorRT", _tensorrt(manifest)
     if manifest.verification is not None:
         yield "verified", "\n".join(_verification(manifest.verification))
-    yield "published", "\n".join(map(str, published.paths))
 
 
 def _tokens(codebook: Codebook) -> str:
@@ -128,7 +134,8 @@ def _engine(manifest: Manifest) -> str:
     engine = manifest.engine
     size = sum(file.size for file in (engine, *engine.external_data))
     versions = "" if engine.opset is None else f", opset {engine.opset}, IR {engine.ir_version}"
-    return f"{engine.kind} {manifest.precision}, {decimal(size)}{versions}, batches up to {engine.max_batch}"
+    role = f"{manifest.role}: " if len(manifest.roles) > 1 else ""
+    return f"{role}{engine.kind} {manifest.precision}, {decimal(size)}{versions}, batches up to {engine.max_batch}"
 
 
 def _preprocessing(manifest: Manifest) -> str:

@@ -213,19 +213,23 @@ class Staged:
 class Published:
     """The end of the line; `rewrites` and `weights` are told again for the closing summary.
 
-    `path` and `manifest` are those of the build's first engine, `paths` those of all.
+    `paths` and `manifests` are those of the build's engines, `path` and `manifest` those of the first.
     """
 
     name: str
     version: int
     paths: tuple[Path, ...]
-    manifest: Manifest
+    manifests: tuple[Manifest, ...]
     rewrites: tuple[str, ...] = ()
     weights: WeightsReport | None = None
 
     @property
     def path(self) -> Path:
         return self.paths[0]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.manifests[0]
 
 
 def image_tensor(images: torch.Tensor, preprocessing: Preprocessing) -> Tensor:
