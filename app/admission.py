@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,10 @@ class Ticket:
     def within_deadline(self) -> "_WithinDeadline":
         """Cancel the block when the time is over and raise DeadlineError."""
         return _WithinDeadline(None if self.deadline == float("inf") else self.remaining)
+
+    def wait(self, seconds: float) -> None:
+        """Add to the stage `queue` what an image waited for a thread; a trace shows it as a gap."""
+        self.stages["queue"] = self.stages.get("queue", 0.0) + seconds
 
     def record(self, stage: str, seconds: float, ended: float | None = None) -> None:
         """Add to the time of a stage that ended at `ended` of `time.perf_counter()`, by default just now."""
@@ -147,36 +152,76 @@ class Admission:
 
 
 class PixelBudget:
-    """A ceiling on decoded pixels in memory, shared by the decoding threads; they wait here, never the event loop."""
+    """A ceiling on decoded pixels in memory. Waiting for room happens on the event loop, in turn, and holds up no thread."""
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
+        self._lock = threading.Lock()
         self._used = 0
-        self._freed = threading.Condition()
+        self._waiting: deque[_Claim] = deque()
 
     @property
     def used(self) -> int:
         return self._used
 
-    @contextmanager
-    def hold(self, pixels: int, ticket: Ticket) -> Iterator[None]:
-        """Wait until `pixels` fit, then hold them.
+    def try_take(self, pixels: int) -> bool:
+        """Take `pixels` where they fit and nobody waits; on any thread.
 
         Raises:
             TooLargeError: one image is larger than the whole budget.
-            DeadlineError: the ticket's time ran out while waiting, or its client left.
         """
         if pixels > self.max_pixels:
             raise TooLargeError(f"The image decodes to {pixels} pixels; this server holds at most {self.max_pixels} at a time.")
-        with self._freed:
-            while self._used + pixels > self.max_pixels:
-                if not ticket.live:
-                    raise DeadlineError(EXPIRED)
-                self._freed.wait(min(ticket.remaining, 1.0))
-            self._used += pixels
+        with self._lock:
+            fits = not self._waiting and self._used + pixels <= self.max_pixels
+            self._used += pixels if fits else 0
+        return fits
+
+    async def take(self, pixels: int) -> None:
+        """Wait in turn until `pixels` fit, and take them.
+
+        Raises:
+            TooLargeError: one image is larger than the whole budget.
+        """
+        if self.try_take(pixels):
+            return
+        loop = asyncio.get_running_loop()
+        claim = _Claim(pixels, loop, loop.create_future())
+        with self._lock:
+            self._waiting.append(claim)
+            self._grant()
         try:
-            yield
-        finally:
-            with self._freed:
-                self._used -= pixels
-                self._freed.notify_all()
+            await claim.granted
+        except asyncio.CancelledError:
+            with self._lock:
+                if claim in self._waiting:
+                    self._waiting.remove(claim)
+                else:
+                    self._used -= pixels
+                self._grant()
+            raise
+
+    def give_back(self, pixels: int) -> None:
+        """On any thread."""
+        with self._lock:
+            self._used -= pixels
+            self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and self._used + self._waiting[0].pixels <= self.max_pixels:
+            claim = self._waiting.popleft()
+            self._used += claim.pixels
+            claim.loop.call_soon_threadsafe(claim.settle)
+
+
+@dataclass(eq=False)
+class _Claim:
+    """An image that waits for its pixels."""
+
+    pixels: int
+    loop: asyncio.AbstractEventLoop
+    granted: "asyncio.Future[None]"
+
+    def settle(self) -> None:
+        if not self.granted.done():
+            self.granted.set_result(None)

@@ -23,7 +23,7 @@ from app.errors import CapacityError, DeadlineError
 Inputs = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 Forward = Callable[[Inputs, bool], Outputs]
-"""Computes a batch; the flag tells that nothing else waits or runs, so that this one inference may use every core."""
+"""Computes a batch; the flag tells that no other inference of this engine waits or runs, so that this one may use every core."""
 
 
 @dataclass(eq=False)
@@ -103,9 +103,9 @@ class Batcher:
     def _dispatch(self) -> None:
         """Give out as many turns as what waits can fill."""
         while len(self._turns) < self._workers and self._rows > self._due * self.max_batch and not self._waits_for_company():
-            with self._lock:
+            with self._lock:  # the turn itself begins with the lock
+                turn = asyncio.get_running_loop().run_in_executor(self._executor, self._turn)
                 self._due += 1
-            turn = asyncio.get_running_loop().run_in_executor(self._executor, self._turn)
             self._turns.add(turn)
             turn.add_done_callback(self._settle)
         self._depth.set(len(self._waiting))

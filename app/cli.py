@@ -67,10 +67,13 @@ def serve(
     """Start the gateway. Options win over the VITRINE_ variables of docs/operations.md."""
     settings = _settings(**locals())
     if settings.workers > 1:
-        from app.workers import serve as serve_until_stopped  # noqa: PLC0415
+        from app.workers import serve as serve_with_several  # noqa: PLC0415
+
+        serve_with_several(settings, ready=lambda: typer.echo(welcome(settings)))
     else:
-        from app.main import serve as serve_until_stopped  # noqa: PLC0415
-    serve_until_stopped(settings, ready=lambda: typer.echo(welcome(settings)))
+        from app.main import serve as serve_with_one  # noqa: PLC0415
+
+        serve_with_one(settings, begun=lambda complete: typer.echo(welcome(settings)) if complete else None)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 
 def make_pool(threads: int) -> ThreadPoolExecutor:
@@ -18,4 +19,5 @@ def make_pool(threads: int) -> ThreadPoolExecutor:
 def _give_way() -> None:
     """Let the event loop run when it wakes up: it holds the interpreter's lock when it works, and all wait for it then."""
     if sys.platform == "linux":
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # a sandbox may forbid it, and all works without
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))

@@ -129,12 +129,12 @@ def make_backend(settings: Settings, pool: Executor) -> Backend:
 
 
 class _Server(uvicorn.Server):
-    """Says that it is ready once it listens and the default models are loaded."""
+    """Says once that it has begun: it listens, and the default models are loaded, or one of them cannot be."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, begun: Callable[[bool], None]) -> None:
         super().__init__(config)
         self._app = app
-        self._ready = ready
+        self._begun = begun
         self._announcement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,15 +146,14 @@ class _Server(uvicorn.Server):
         complete = await self._app.state.preloading
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look through it again and again
-        if complete:
-            self._ready()
+        self._begun(complete)
 
 
-def serve(settings: Settings, ready: Callable[[], None] = lambda: None, listener: socket.socket | None = None) -> None:
+def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: None, listener: socket.socket | None = None) -> None:
     """Run the gateway in this process until SIGINT or SIGTERM.
 
-    `ready` is called once, when it listens and its default models answer. `listener` is a bound socket in place of the settings'
-    address.
+    `begun` is called once, when it listens, with whether all of its default models answer. `listener` is a bound socket in place
+    of the settings' address.
     """
     logs.configure(settings.log_level, settings.log_format)
     app = create_app(settings)
@@ -169,7 +168,7 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None, listener
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.request_timeout),
     )
-    server = _Server(config, app, ready)
+    server = _Server(config, app, begun)
     with suppress(KeyboardInterrupt):
         server.run(None if listener is None else [listener])
     if not server.started:

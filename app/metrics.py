@@ -27,7 +27,8 @@ from app.formats import Format
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 if SEVERAL_PROCESSES:
     # Workers are spawned, never forked: asking for the process id at every write would be a fifth of what metrics cost.
-    values.ValueClass = values.MultiProcessValue(os.getpid().__index__)  # type: ignore[no-untyped-call]
+    PID = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: PID)  # type: ignore[no-untyped-call]
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
 
 STAGES = ("read", "parse", "decode", "resize", "queue", "infer", "finish", "encode")
@@ -81,7 +82,7 @@ BACKEND_UP = Gauge(
 
 
 class Level:
-    """A gauge that is written only when its value changes: where nothing waits, a queue's depth is 0 before and after a request."""
+    """A gauge that is written only when its value changes."""
 
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
@@ -97,7 +98,7 @@ def observe_request(task: str, model: str, status: int, seconds: float, stages: 
     """One request from its ticket to its answer; `stages` are those it reached, in seconds. `model` is "" when none was found."""
     _request(task, model, status).observe(seconds)
     children = _stages(task, model)
-    for stage, spent in stages.items():
+    for stage, spent in list(stages.items()):  # a thread that is late for the deadline may still be adding
         children[stage].observe(spent)
 
 

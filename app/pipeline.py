@@ -3,10 +3,12 @@
     admit -> read -> parse -> decode -> resize -> queue -> infer -> finish -> encode
 
 `app/admission.py` admits, `app/api` reads, parses and encodes; what lies between is here. Decoding and resizing run on the pool of
-`app/compute.py` (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop.
+`app/compute.py` (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop. The stage
+`queue` is waiting for a thread of the pool, for room in memory and for the engine.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.admission import PixelBudget, Ticket
-from app.backends.base import Backend, Tensors
+from app.backends.base import Backend, Tensors, together
 from app.catalog import Catalog
-from app.decode import DecodeLimits, ImageInfo, decode, open_image
+from app.decode import DecodeLimits, ImageInfo, OpenedImage, decode, open_image
 from app.errors import InferenceError, InputError, VitrineError
 from app.formats import label
 from app.manifest import Entry
@@ -73,7 +75,7 @@ class Pipeline:
             if len(images) == 1:
                 prepared = [await self._prepare(images[0], entry, ticket)]
             else:
-                prepared = await asyncio.gather(*(self._prepare(image, entry, ticket) for image in images))
+                prepared = await together(self._prepare(image, entry, ticket) for image in images)
             outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
         with ticket.stage("finish"):
             rows = iter(outputs)
@@ -84,26 +86,50 @@ class Pipeline:
         if isinstance(image, InputError):
             return None, Item(None, error=image)
         try:
-            call = partial(self._decode_and_resize, image, entry, ticket)
-            frame, info = await asyncio.get_running_loop().run_in_executor(self.pool, call)
+            frame, info = await self._decode_and_resize(image, entry, ticket)
         except InputError as error:
             metrics.count_undecodable(error, label(image))
             return None, Item(None, error=error)
         metrics.observe_image(len(image), info.width * info.height)
         return frame, Item(info)
 
-    def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
-        """On a thread of the pool; the full-size pixels live only inside."""
-        ticket.check()
+    async def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
+        """One visit to the pool; an image whose pixels do not fit into memory now waits for them here and goes there again."""
+        loop = asyncio.get_running_loop()
         preprocessing = entry.manifest.preprocessing
-        smallest = partial(minimum_size, preprocessing=preprocessing) if preprocessing.scaled_decoding else None
-        with ticket.stage("decode"):
-            opened = open_image(data, self.limits, smallest)
-        with self.pixels.hold(opened.pixels, ticket):
+        handed = time.perf_counter()
+
+        def begin() -> tuple[Frame, ImageInfo] | OpenedImage:
+            ticket.wait(time.perf_counter() - handed)
+            ticket.check()
+            smallest = partial(minimum_size, preprocessing=preprocessing) if preprocessing.scaled_decoding else None
             with ticket.stage("decode"):
-                image, info = decode(opened)
-            with ticket.stage("resize"):
-                return resize(image, preprocessing, (info.width, info.height)), info
+                opened = open_image(data, self.limits, smallest)
+            return finish(opened) if self.pixels.try_take(opened.pixels) else opened
+
+        def finish(opened: OpenedImage) -> tuple[Frame, ImageInfo]:
+            """The full-size pixels live only in here."""
+            try:
+                with ticket.stage("decode"):
+                    image, info = decode(opened)
+                with ticket.stage("resize"):
+                    return resize(image, preprocessing, (info.width, info.height)), info
+            finally:
+                self.pixels.give_back(opened.pixels)
+
+        done = await loop.run_in_executor(self.pool, begin)
+        if not isinstance(done, OpenedImage):
+            return done
+        opened, started = done, time.perf_counter()
+        await self.pixels.take(opened.pixels)
+        ticket.wait(time.perf_counter() - started)
+        visit = self.pool.submit(finish, opened)
+        try:
+            return await asyncio.wrap_future(visit)
+        except asyncio.CancelledError:
+            if visit.cancel():  # before it began
+                self.pixels.give_back(opened.pixels)
+            raise
 
     async def _infer(self, entry: Entry, frames: list[Frame], ticket: Ticket) -> list[Tensors | InferenceError]:
         """One row of outputs per frame. When the engine fails on several at once, each is tried alone."""
@@ -115,7 +141,7 @@ class Pipeline:
         except InferenceError as error:
             if len(frames) == 1:
                 return [error]
-            alone = await asyncio.gather(*(self._infer(entry, [frame], ticket) for frame in frames))
+            alone = await together(self._infer(entry, [frame], ticket) for frame in frames)
             return [row for rows in alone for row in rows]
         return [{name: array[row] for name, array in outputs.items()} for row in range(len(frames))]
 

@@ -1,5 +1,6 @@
 """Every knob of the gateway: environment variables with the prefix `VITRINE_`, typed and ranged."""
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
+
+log = logging.getLogger("vitrine.settings")
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -76,14 +79,14 @@ class Settings(BaseSettings):
         default_factory=available_cpus, description="inferences of one engine that run at a time (onnxruntime)"
     )
     threads: Count | None = Field(
-        None, description="threads of one inference (onnxruntime); by default 1, and all for one beside which nothing runs"
+        None, description="threads of one inference (onnxruntime); by default 1, and all for one that is alone with its engine"
     )
     batch_delay: float = Field(
         0.0, ge=0, le=1, description="seconds that a batch which is not full waits for more (onnxruntime); 0 never waits"
     )
     models: dict[str, ModelSettings] = Field(
         {},
-        description='JSON: what single models do otherwise (onnxruntime), as in {"convnext-50": {"threads": 2}}',
+        description='what single models do otherwise (onnxruntime), as in {"convnext-50": {"threads": 2}}',
     )
     max_queue: Count = Field(256, description="inferences of one engine that may wait (onnxruntime)")
 
@@ -104,10 +107,17 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _can_trace(cls, value: str) -> str:
+        """OpenTelemetry's own variable may be meant for other programs of the machine: what cannot be done for it is only told."""
+        problem = None
         if value and not _installed("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
-            raise ValueError("traces need the extra `tracing`: pip install 'vitrine[tracing]'")
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("an address begins with http:// or https://")
+            problem = "traces need the extra `tracing`: pip install 'vitrine[tracing]'"
+        elif value and not value.startswith(("http://", "https://")):
+            problem = "an address begins with http:// or https://"
+        if problem is not None and value == standard_endpoint():
+            log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but nothing is traced: %s", problem)
+            return ""
+        if problem is not None:
+            raise ValueError(problem)
         return value
 
     @field_validator("url_hosts", mode="before")

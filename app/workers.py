@@ -20,11 +20,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from app import logs
-from app.settings import Settings
+from app.settings import ModelSettings, Settings
 
 log = logging.getLogger("vitrine.workers")
 
@@ -44,12 +45,17 @@ def share(settings: Settings) -> Settings:
 
     Memory for bodies and for pixels is never less than one body and one image may have, where it is not so for one process already.
     """
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in SHARED:
         whole = getattr(settings, name)
         least = min(whole, getattr(settings, ROOM_FOR_ONE[name])) if name in ROOM_FOR_ONE else 1
         parts[name] = max(least, whole // settings.workers)
+    parts["models"] = {name: _share_instances(model, settings.workers) for name, model in settings.models.items()}
     return settings.model_copy(update=parts)
+
+
+def _share_instances(model: ModelSettings, workers: int) -> ModelSettings:
+    return model if model.instances is None else model.model_copy(update={"instances": max(1, model.instances // workers)})
 
 
 def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
@@ -100,12 +106,13 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
 
 @dataclass
 class Worker:
-    """One process; `ready` once its default models answer."""
+    """One process; it has `begun` once it listens and has tried its default models, and is `ready` when all of them answer."""
 
     process: SpawnProcess
     connection: Connection
     listener: socket.socket
     started: float = field(default_factory=time.monotonic)
+    begun: bool = False
     ready: bool = False
 
 
@@ -124,7 +131,7 @@ class Supervisor:
     def run(self) -> int:
         """Watch until a signal came, and give its number, negative; or the exit code of a worker that could not start.
 
-        A worker that ends by itself before all have been ready once would do so again for ever; later ones are replaced.
+        A worker that ends by itself before all have begun once would do so again for ever; later ones are replaced.
         """
         self._signalled.setblocking(False)
         signal.set_wakeup_fd(self._signalled.fileno())
@@ -159,15 +166,16 @@ class Supervisor:
                 self.workers[index] = self._start(worker.listener)
             elif worker.connection in happened:
                 with suppress(EOFError):  # it has just died
-                    worker.ready = bool(worker.connection.recv())
-        if not self._announced and all(worker.ready for worker in self.workers):
+                    worker.ready, worker.begun = bool(worker.connection.recv()), True
+        if not self._announced and all(worker.begun for worker in self.workers):
             self._announced = True
-            self._ready()
+            if all(worker.ready for worker in self.workers):
+                self._ready()
         return 0
 
     def _silent(self) -> list[Connection]:
-        """The ends of those that have not said yet that they are ready."""
-        return [worker.connection for worker in self.workers if not worker.ready]
+        """The ends of those that have not said yet how they began."""
+        return [worker.connection for worker in self.workers if not worker.begun]
 
     def _bury(self, worker: Worker) -> int:
         """Take leave of a process that has ended: what only a living one has must not stay in the metrics. Gives its exit code."""
@@ -203,7 +211,7 @@ def work(settings: Settings, listener: socket.socket, parent: Connection) -> Non
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     from app.main import serve as serve_alone  # noqa: PLC0415 -- the parent has no use for onnxruntime
 
-    serve_alone(settings, ready=lambda: parent.send(True), listener=listener)
+    serve_alone(settings, begun=parent.send, listener=listener)
 
 
 def _end_with(parent: Connection) -> None:

@@ -25,13 +25,15 @@ def default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return {available_cpus: "the CPUs it may use", standard_endpoint: "`OTEL_EXPORTER_OTLP_ENDPOINT`"}[field.default_factory]
     value = field.default
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value not in ("", ()) else "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value not in ("", (), {}, None) else "none"
 
 
 def values(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     bounds = [bound(each) for each in field.metadata]
+    if field.annotation == int | None:  # its bound lies inside
+        return "whole number ≥ 1"
     kind = (
         "true, false"
         if field.annotation is bool
@@ -39,7 +41,7 @@ def values(field: FieldInfo) -> str:
         if field.annotation in (str, Path)
         else getattr(field.annotation, "__name__", "")
     )
-    kind = {"int": "whole number", "float": "number", "tuple": "comma list"}.get(kind, kind)
+    kind = {"int": "whole number", "float": "number", "tuple": "comma list", "dict": "JSON"}.get(kind, kind)
     return " ".join(filter(None, (kind, *bounds)))
 
 

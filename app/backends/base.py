@@ -1,7 +1,8 @@
 """The protocol of everything that can run an engine."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from app.admission import Ticket
 from app.errors import InferenceError
 from app.manifest import Entry
 
+T = TypeVar("T")
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -72,6 +74,17 @@ def check_inputs(entry: Entry, inputs: Tensors) -> int:
     if len(rows) != 1 or 0 in rows:
         raise InferenceError(f"The inputs of {entry} have {sorted(rows)} rows; all need the same number, at least one.")
     return rows.pop()
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Run them at once and give their results in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def split(inputs: Tensors, rows: int, size: int) -> list[Tensors]:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.admission import Ticket
-from app.backends.base import Tensors, check_inputs, join, split
+from app.backends.base import Tensors, check_inputs, join, split, together
 from app.batch import Batcher, Forward
 from app.errors import InferenceError
 from app.manifest import Entry
@@ -86,7 +86,7 @@ class OnnxRuntimeBackend:
         if rows <= loaded.batcher.max_batch:
             return await loaded.batcher.submit(inputs, ticket)
         pieces = split(inputs, rows, loaded.batcher.max_batch)
-        return join(await asyncio.gather(*(loaded.batcher.submit(piece, ticket) for piece in pieces)))
+        return join(await together(loaded.batcher.submit(piece, ticket) for piece in pieces))
 
     async def unload(self, entry: Entry) -> None:
         loaded = self._loaded.pop(_key(entry), None)

@@ -4,6 +4,7 @@ A call borrows a region, writes its inputs and names the region to Triton. Only 
 still read after its region has gone to the next one is only that call's own, and nobody waits for it.
 """
 
+import asyncio
 import logging
 import mmap
 import os
@@ -101,10 +102,17 @@ class SharedMemory:
             if isinstance(error, OSError) or error.status() not in AWAY:
                 self.usable = False
                 log.warning("Triton gets its inputs through gRPC, memory cannot be shared with it: %s", error)
+            self._discard(name, size)
+            return None
+        except asyncio.CancelledError:
+            self._discard(name, size)
+            raise
+        return Region(name, memory)
+
+    def _discard(self, name: str, size: int) -> None:
+        if name in self._names:  # else all were given up meanwhile
             self._names.discard(name)
             self._bytes -= size
-            return None
-        return Region(name, memory)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
-from app.backends.base import Tensors, check_inputs, join, split
+from app.backends.base import Tensors, check_inputs, join, split, together
 from app.backends.shared_memory import UNKNOWN_REGION, Region, SharedMemory
 from app.errors import (
     BackendUnavailableError,
@@ -103,7 +103,7 @@ class TritonBackend:
         pieces = split(inputs, rows, entry.manifest.engine.max_batch)
         if len(pieces) == 1:
             return await self._infer_piece(entry, inputs, ticket)
-        return join(await _all(self._infer_piece(entry, piece, ticket) for piece in pieces))
+        return join(await together(self._infer_piece(entry, piece, ticket) for piece in pieces))
 
     async def unload(self, entry: Entry) -> None:
         """Nothing is held here; the server keeps the model, which others may be using, until its version policy drops it."""
@@ -318,17 +318,6 @@ def blames_the_call(error: InferenceError) -> bool:
 def fill(inputs: Tensors, rows: int) -> Tensors:
     """Repeat the rows of `inputs`, in turn, until there are `rows`."""
     return {name: array[np.arange(rows) % len(array)] for name, array in inputs.items()}
-
-
-async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Run them together and give their results in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Any:

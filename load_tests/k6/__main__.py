@@ -12,11 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from load_tests.cache import cache
+from load_tests.images import PHOTOS, make_all
 from load_tests.k6.runner import GOAL, Distribution, K6Error, Plan, Run, run
 from load_tests.k6.search import Search
 from load_tests.k6.shots import SIZES, Form, Shot, faults, shot
 
-IMAGES = Path(__file__).parent.parent / ".cache/images"
+IMAGES = cache() / "images"
 PIPE_WIDTH = 160
 OVERHEAD = 7  # seconds around a step of the search: k6 starts, and the last answers are waited for
 
@@ -34,6 +36,7 @@ Clients = Annotated[int, typer.Option(min=1)]
 Stages = Annotated[bool, typer.Option(help="Read Server-Timing; it costs the client CPU.")]
 Output = Annotated[Path | None, typer.Option(help="Write the results as JSON, to load_tests/results/NAME.json say.")]
 
+DEFAULT = PHOTOS["500x334"].file
 ROUTE = "http://127.0.0.1:8000/v1/classify"
 
 
@@ -42,7 +45,7 @@ def closed(
     *,
     url: Url = ROUTE,
     images: Images = IMAGES,
-    image: Image = "small.jpg",
+    image: Image = DEFAULT,
     form: BodyForm = "raw",
     field: Field = "image",
     clients: Annotated[str, typer.Option(help="A run for each.")] = "1,8,32",
@@ -67,7 +70,7 @@ def open_loop(
     rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")],
     url: Url = ROUTE,
     images: Images = IMAGES,
-    image: Image = "small.jpg",
+    image: Image = DEFAULT,
     form: BodyForm = "raw",
     field: Field = "image",
     seconds: Seconds = 20,
@@ -85,7 +88,7 @@ def search(
     *,
     url: Url = ROUTE,
     images: Images = IMAGES,
-    image: Image = "small.jpg",
+    image: Image = DEFAULT,
     form: BodyForm = "raw",
     field: Field = "image",
     seconds: Seconds = 20,
@@ -152,7 +155,7 @@ def bad_input(
     *,
     url: Url = ROUTE,
     images: Images = IMAGES,
-    image: Image = "small.jpg",
+    image: Image = DEFAULT,
     clients: Clients = 8,
     seconds: Seconds = 10,
     limit: Limit = 1000,
@@ -166,8 +169,10 @@ def bad_input(
 
 
 def _shot(url: str, images: Path, image: str, form: Form = "raw", field: str = "image") -> Shot:
+    if images == IMAGES:
+        make_all()
     if not (images / image).is_file():
-        _fail(f"There is no {image} in {images}; `python -m load_tests.images` makes the images.")
+        _fail(f"There is no {image} in {images}.")
     return shot(url, images / image, form, field)
 
 

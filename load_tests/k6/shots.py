@@ -10,9 +10,11 @@ from typing import Literal
 
 import httpx2
 
+from load_tests.images import PHOTOS
+
 Form = Literal["raw", "multipart", "json"]
 
-SIZES = ("small.jpg", "medium.jpg", "large.jpg", "small.png")
+SIZES = tuple(photo.file for photo in PHOTOS.values())
 MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 BOUNDARY = "k6-boundary-7f3c1d"
 TOO_WIDE = 60_000  # pixels; as a square far above any sensible limit, and 60 bytes of file

@@ -1,14 +1,15 @@
 """Places, body bytes, deadlines and the pixel budget."""
 
+import asyncio
 import math
-import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from app.admission import Admission, PixelBudget, Ticket
 from app.errors import CapacityError, DeadlineError, TooLargeError
+
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -102,68 +103,66 @@ def test_body_bytes_have_a_ceiling_over_all_requests(admission: Admission) -> No
 # PixelBudget
 
 
-def test_an_image_larger_than_the_budget_is_refused() -> None:
+async def test_an_image_larger_than_the_budget_is_refused() -> None:
     budget = PixelBudget(100)
-    with pytest.raises(TooLargeError, match="101 pixels; this server holds at most 100"), budget.hold(101, Ticket()):
-        pass
+    with pytest.raises(TooLargeError, match="101 pixels; this server holds at most 100"):
+        budget.try_take(101)
+    with pytest.raises(TooLargeError):
+        await budget.take(101)
     assert budget.used == 0
 
 
-def test_pixels_are_given_back_even_when_decoding_fails() -> None:
+async def test_what_does_not_fit_waits_until_pixels_are_given_back() -> None:
     budget = PixelBudget(100)
-    with budget.hold(100, Ticket()):
-        assert budget.used == 100
-    with pytest.raises(ValueError, match="stop"), budget.hold(100, Ticket()):
-        raise ValueError("stop")
-    assert budget.used == 0
+    assert budget.try_take(60)
+    assert not budget.try_take(60)
+    waiting = asyncio.create_task(budget.take(60))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await asyncio.to_thread(budget.give_back, 60)
+    await asyncio.wait_for(waiting, 1)
+    assert budget.used == 60
 
 
-def test_waiting_ends_with_the_deadline() -> None:
+async def test_nobody_overtakes_one_who_waits() -> None:
     budget = PixelBudget(100)
-    started = time.monotonic()
-    with budget.hold(60, Ticket()):
-        with pytest.raises(DeadlineError), budget.hold(60, Ticket(deadline=started + 0.1)):
-            pass
-        assert 0.1 <= time.monotonic() - started < 1
-        assert budget.used == 60
+    assert budget.try_take(60)
+    large = asyncio.create_task(budget.take(90))
+    await asyncio.sleep(0)
+    assert not budget.try_take(10), "it would fit"
+    small = asyncio.create_task(budget.take(10))
+    await asyncio.sleep(0)
+    budget.give_back(60)
+    await asyncio.wait_for(asyncio.gather(large, small), 1)
+    assert budget.used == 100
 
 
-def test_an_image_waits_until_another_is_done() -> None:
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_leaves_while_waiting_takes_nothing(granted: bool) -> None:
     budget = PixelBudget(100)
-    entered = threading.Event()
-
-    def decode() -> None:
-        with budget.hold(60, Ticket(deadline=time.monotonic() + 10)):
-            entered.set()
-
-    thread = threading.Thread(target=decode)
-    with budget.hold(60, Ticket()):
-        thread.start()
-        assert not entered.wait(0.1)
-    assert entered.wait(0.5), "it was not told; by itself it looks once a second"
-    thread.join()
-    assert budget.used == 0
+    assert budget.try_take(60)
+    leaving, staying = asyncio.create_task(budget.take(60)), asyncio.create_task(budget.take(40))
+    await asyncio.sleep(0)
+    if granted:
+        budget.give_back(60)  # it has its pixels, but has not heard of them
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await asyncio.wait_for(staying, 1)
+    assert budget.used == (40 if granted else 100)
 
 
-def test_the_budget_is_never_exceeded() -> None:
+async def test_the_budget_is_never_exceeded() -> None:
     budget = PixelBudget(100)
     seen: list[int] = []
-    run_together([lambda pixels=pixels: hold_and_look(budget, pixels, seen) for pixels in (90, 50, 50, 40, 30, 30, 100, 1)])
+
+    async def hold(pixels: int) -> None:
+        for _ in range(5):
+            await budget.take(pixels)
+            await asyncio.to_thread(time.sleep, 0.001)
+            seen.append(budget.used)
+            await asyncio.to_thread(budget.give_back, pixels)
+
+    await asyncio.gather(*(hold(pixels) for pixels in (90, 50, 50, 40, 30, 30, 100, 1)))
     assert len(seen) == 8 * 5
     assert max(seen) <= 100
     assert budget.used == 0
-
-
-def hold_and_look(budget: PixelBudget, pixels: int, seen: list[int]) -> None:
-    for _ in range(5):
-        with budget.hold(pixels, Ticket(deadline=time.monotonic() + 20)):
-            time.sleep(0.001)
-            seen.append(budget.used)
-
-
-def run_together(tasks: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=task) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

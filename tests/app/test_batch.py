@@ -26,10 +26,12 @@ class Engine:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
         self.runs: list[int] = []
         self.alone: list[bool] = []
 
     def __call__(self, inputs: Tensors, alone: bool) -> Tensors:
+        self.entered.set()
         self.gate.wait(5)
         self.runs.append(len(inputs["x"]))
         self.alone.append(alone)
@@ -58,14 +60,24 @@ def rows(*values: int) -> Tensors:
 
 
 async def until_queued(batcher: Batcher, count: int) -> None:
-    while len(batcher._waiting) < count:
+    """Until `count` calls wait and none is on its way to a worker."""
+    while len(batcher._waiting) != count or batcher._due:
         await asyncio.sleep(0)
+
+
+async def occupy(batcher: Batcher, engine: Engine, *values: int) -> "asyncio.Task[Tensors]":
+    """Close the gate behind a first call."""
+    engine.gate.clear()
+    call = asyncio.create_task(batcher.submit(rows(*values), Ticket()))
+    while not engine.entered.is_set():
+        await asyncio.sleep(0)
+    return call
 
 
 async def test_what_queues_while_the_worker_is_busy_becomes_one_batch(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor)
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(6)]
+    first = await occupy(batcher, engine, 0)
+    calls = [first, *(asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(1, 6))]
     await until_queued(batcher, 5)
     engine.gate.set()
     answers = await asyncio.gather(*calls)
@@ -75,8 +87,8 @@ async def test_what_queues_while_the_worker_is_busy_becomes_one_batch(engine: En
 
 async def test_rows_of_one_call_stay_together(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor)
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(*range(n)), Ticket())) for n in (1, 3, 2, 2)]
+    first = await occupy(batcher, engine, 0)
+    calls = [first, *(asyncio.create_task(batcher.submit(rows(*range(n)), Ticket())) for n in (3, 2, 2))]
     await until_queued(batcher, 3)
     engine.gate.set()
     answers = await asyncio.gather(*calls)
@@ -96,8 +108,8 @@ async def test_two_workers_run_at_once(engine: Engine, executor: ThreadPoolExecu
 
 async def test_a_poisoned_member_fails_alone(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor)
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in (7, 1, -1, 3)]
+    first = await occupy(batcher, engine, 7)
+    calls = [first, *(asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in (1, -1, 3))]
     await until_queued(batcher, 3)
     engine.gate.set()
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -109,15 +121,14 @@ async def test_a_poisoned_member_fails_alone(engine: Engine, executor: ThreadPoo
 
 async def test_the_departed_and_the_expired_are_never_computed(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor)
-    engine.gate.clear()
-    gone, late = Ticket(), Ticket(deadline=time.monotonic() + 0.01)
-    first = asyncio.create_task(batcher.submit(rows(0), Ticket()))
+    gone, late = Ticket(), Ticket(deadline=time.monotonic() + 0.05)
+    first = await occupy(batcher, engine, 0)
     others = [asyncio.create_task(batcher.submit(rows(i), ticket)) for i, ticket in enumerate((gone, late, Ticket()))]
     cancelled = asyncio.create_task(batcher.submit(rows(9), Ticket()))
     await until_queued(batcher, 4)
     gone.cancelled = True
     cancelled.cancel()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.06)
     engine.gate.set()
     answers = await asyncio.gather(first, *others, cancelled, return_exceptions=True)
     assert [type(answer) for answer in answers[1:3]] == [DeadlineError, DeadlineError]
@@ -128,8 +139,8 @@ async def test_the_departed_and_the_expired_are_never_computed(engine: Engine, e
 
 async def test_a_full_queue_refuses_at_once(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor, max_queue=2)
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(3)]
+    first = await occupy(batcher, engine, 0)
+    calls = [first, *(asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(1, 3))]
     await until_queued(batcher, 2)
     with pytest.raises(CapacityError):
         await batcher.submit(rows(9), Ticket())

@@ -126,3 +126,27 @@ async def test_a_dead_backend_concerns_the_whole_request(pipeline: Pipeline, bac
     backend.down = "unplugged"
     with pytest.raises(BackendUnavailableError):
         await run(pipeline, make_png(), make_png())
+
+
+async def test_an_image_that_waits_for_memory_holds_up_no_thread(pipeline: Pipeline) -> None:
+    assert pipeline.pixels.try_take(200_000)
+    ticket = Ticket()
+    calls = [asyncio.create_task(run(pipeline, make_jpeg(80, 60, seed), ticket=ticket)) for seed in range(4)]
+    await asyncio.sleep(0.1)
+    assert not any(call.done() for call in calls)
+    assert await asyncio.get_running_loop().run_in_executor(pipeline.pool, int, "7") == 7
+    pipeline.pixels.give_back(200_000)
+    for (item,) in await asyncio.wait_for(asyncio.gather(*calls), 5):
+        assert item.error is None
+    assert ticket.stages["queue"] > 4 * 0.09, "waiting for memory is waiting"
+    assert pipeline.pixels.used == 0
+
+
+async def test_who_leaves_while_waiting_for_memory_leaves_it_to_others(pipeline: Pipeline) -> None:
+    assert pipeline.pixels.try_take(200_000)
+    leaving = asyncio.create_task(run(pipeline, make_jpeg(80, 60)))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    pipeline.pixels.give_back(200_000)
+    assert pipeline.pixels.used == 0

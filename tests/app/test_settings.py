@@ -41,3 +41,13 @@ def test_every_setting_says_what_it_is_or_is_plain() -> None:
 
 def test_cpus_are_those_of_this_process() -> None:
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+def test_a_variable_meant_for_others_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    assert Settings(_env_file=None).otlp_endpoint == ""
+    assert "nothing is traced" in caplog.text
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+    monkeypatch.setenv("VITRINE_OTLP_ENDPOINT", "collector:4317")
+    with pytest.raises(ValidationError, match="otlp_endpoint"):
+        Settings(_env_file=None)

@@ -211,12 +211,20 @@ def test_workers_that_cannot_start_end_it(repository: Path, tmp_path: Path, monk
 @pytest.mark.parametrize(("workers", "part"), [(1, 1), (2, 2), (3, 3), (1000, 1000)])
 def test_limits_are_shared_out(workers: int, part: int) -> None:
     settings = Settings(
-        _env_file=None, workers=workers, max_requests=100, max_queue=99, instances=4, compute_threads=3, triton_concurrency=64
+        _env_file=None,
+        workers=workers,
+        max_requests=100,
+        max_queue=99,
+        instances=4,
+        compute_threads=3,
+        triton_concurrency=64,
+        models={"large": {"instances": 4, "threads": 2}},
     )
     each = share(settings)
     assert each.max_requests == max(1, 100 // part)
     assert each.max_queue == max(1, 99 // part)
     assert each.instances == max(1, 4 // part)
+    assert (each.models["large"].instances, each.models["large"].threads) == (max(1, 4 // part), 2)
     assert each.compute_threads == max(1, 3 // part)
     assert each.triton_concurrency == max(1, 64 // part)
     assert each.max_body_bytes_in_flight == max(each.max_body_bytes, settings.max_body_bytes_in_flight // part)

@@ -103,7 +103,7 @@ def test_a_summary_counts_what_was_never_sent_as_late() -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    (folder / "small.jpg").write_bytes(make_jpeg(120, 80))
+    (folder / "500x334.jpg").write_bytes(make_jpeg(120, 80))
     return folder
 
 
@@ -137,14 +137,14 @@ def test_a_crossed_threshold_fails_the_command(url: str, images: Path) -> None:
     ran = command("closed", "--url", f"{url}?model=no-such-model", "--images", images, "--clients", 1, "--seconds", 1)
     assert ran.returncode == 1, ran
     assert "FAILED" in ran.stdout
-    assert "small.jpg: 404 instead of 200" in ran.stdout
-    assert "expected{shot:small.jpg}: rate==1" in ran.stdout
+    assert "500x334.jpg: 404 instead of 200" in ran.stdout
+    assert "expected{shot:500x334.jpg}: rate==1" in ran.stdout
 
 
 def test_every_fault_gets_its_status_and_code(url: str, images: Path) -> None:
     ran = command("faults", "--url", url, "--images", images, "--clients", 2, "--seconds", 1)
     assert ran.returncode == 0, ran
-    assert all(fault.name in ran.stdout for fault in faults(url, images / "small.jpg"))
+    assert all(fault.name in ran.stdout for fault in faults(url, images / "500x334.jpg"))
 
 
 def test_another_code_than_the_expected_one_fails(url: str) -> None:
@@ -156,7 +156,7 @@ def test_another_code_than_the_expected_one_fails(url: str) -> None:
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
 def test_the_other_forms_of_a_body_are_understood(url: str, images: Path, form: str) -> None:
-    found = run(Plan([shot(url, images / "small.jpg", form)], 1, 1000, clients=1, stages=False))
+    found = run(Plan([shot(url, images / "500x334.jpg", form)], 1, 1000, clients=1, stages=False))
     assert found.passed
     assert not found.stages
 

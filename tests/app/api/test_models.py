@@ -5,6 +5,7 @@ from pathlib import Path
 
 from starlette.testclient import TestClient
 
+from tests.factories import make_jpeg
 from tests.repository import add_entry
 from tests.tokenizer_repository import add_tokenizer
 
@@ -38,6 +39,7 @@ def test_a_published_model_appears_without_a_restart(client: TestClient, reposit
 def test_a_fault_is_listed_with_its_reason(client: TestClient, repository: Path) -> None:
     version = add_entry(repository, "broken").path
     (version / "manifest.json").write_text("{")
+    assert client.post("/v1/classify?model=colours", content=make_jpeg(32, 32)).status_code == 200
     rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
     assert (rows["broken"]["status"], rows["broken"]["task"], rows["colours"]["status"]) == ("failed", None, "ready")
     assert "not valid JSON" in rows["broken"]["problems"][0]
