@@ -1,6 +1,6 @@
 """Vitrine and the servers that people would otherwise use, on the same model file and the same photo, in turn.
 
-`python -m load_tests.bench` measures the headline rows in about a quarter of an hour, `--full` every combination in some hours. A
+`python -m load_tests.bench` measures the headline rows in about twenty minutes, `--full` every combination in some hours. A
 round starts each server alone, measures its cells and ends it; the next round begins with another server. What is finished is kept:
 a run that was interrupted goes on where it was. Needs wrk.
 """

@@ -66,8 +66,9 @@ async def until_queued(batcher: Batcher, count: int) -> None:
 
 
 async def occupy(batcher: Batcher, engine: Engine, *values: int) -> "asyncio.Task[Tensors]":
-    """Close the gate behind a first call."""
+    """Have a worker stand at the closed gate with one call."""
     engine.gate.clear()
+    engine.entered.clear()
     call = asyncio.create_task(batcher.submit(rows(*values), Ticket()))
     while not engine.entered.is_set():
         await asyncio.sleep(0)
@@ -98,11 +99,12 @@ async def test_rows_of_one_call_stay_together(engine: Engine, executor: ThreadPo
 
 async def test_two_workers_run_at_once(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor, workers=2)
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(3)]
+    first = await occupy(batcher, engine, 0)
+    second = await occupy(batcher, engine, 1)
+    third = asyncio.create_task(batcher.submit(rows(2), Ticket()))
     await until_queued(batcher, 1)
     engine.gate.set()
-    await asyncio.gather(*calls)
+    await asyncio.gather(first, second, third)
     assert engine.runs == [1, 1, 1]
 
 
@@ -150,9 +152,12 @@ async def test_a_full_queue_refuses_at_once(engine: Engine, executor: ThreadPool
 
 async def test_waiting_and_computing_are_timed_apart(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor)
-    engine.gate.clear()
     tickets = [Ticket(), Ticket()]
-    calls = [asyncio.create_task(batcher.submit(rows(1), ticket)) for ticket in tickets]
+    engine.gate.clear()
+    calls = [asyncio.create_task(batcher.submit(rows(1), tickets[0]))]
+    while not engine.entered.is_set():
+        await asyncio.sleep(0)
+    calls.append(asyncio.create_task(batcher.submit(rows(1), tickets[1])))
     await until_queued(batcher, 1)
     await asyncio.sleep(0.05)
     engine.gate.set()
@@ -163,16 +168,15 @@ async def test_waiting_and_computing_are_timed_apart(engine: Engine, executor: T
     assert second["queue"] >= 0.04 > second["infer"]
 
 
-async def test_only_what_nothing_runs_or_waits_beside_is_alone(engine: Engine, executor: ThreadPoolExecutor) -> None:
+async def test_only_what_no_other_runs_or_waits_beside_is_alone(engine: Engine, executor: ThreadPoolExecutor) -> None:
     batcher = make_batcher(engine, executor, workers=2)
-    await batcher.submit(rows(0), Ticket())
-    engine.gate.clear()
-    calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(3)]
-    await until_queued(batcher, 1)
+    first = await occupy(batcher, engine, 0)
+    second = await occupy(batcher, engine, 1)
     engine.gate.set()
-    await asyncio.gather(*calls)
-    assert engine.alone[0]
-    assert engine.alone.count(True) < 4
+    await asyncio.gather(first, second)
+    assert sorted(engine.alone) == [False, True], "the first was, when it began"
+    await batcher.submit(rows(2), Ticket())
+    assert engine.alone[-1]
 
 
 async def test_a_batch_forms_when_a_thread_is_free_to_compute_it(engine: Engine) -> None:
@@ -181,7 +185,8 @@ async def test_a_batch_forms_when_a_thread_is_free_to_compute_it(engine: Engine)
         busy = threading.Event()
         pool.submit(busy.wait, 5)
         calls = [asyncio.create_task(batcher.submit(rows(i), Ticket())) for i in range(4)]
-        await until_queued(batcher, 4)
+        while len(batcher._waiting) < 4:
+            await asyncio.sleep(0)
         busy.set()
         await asyncio.gather(*calls)
     assert engine.runs == [4]

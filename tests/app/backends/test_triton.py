@@ -13,9 +13,9 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from app.admission import Ticket
+from app.backends.base import together
 from app.backends.triton import (
     TritonBackend,
-    _all,
     blames_the_call,
     check_tensors,
     fill,
@@ -168,7 +168,7 @@ async def test_the_first_failure_ends_its_siblings() -> None:
 
     calls: list[Awaitable[None]] = [wait(), fail(), wait()]
     with pytest.raises(CapacityError):
-        await _all(calls)
+        await together(calls)
     assert ended == ["waiting", "waiting"]
 
 
