@@ -34,10 +34,10 @@ def test_without_a_sweep_the_first_setting_is_taken() -> None:
     assert best([], CONTENDERS["mlserver"], "throughput") == CONTENDERS["mlserver"].tunings[0]
 
 
-def test_vitrine_answers_many_clients_with_its_defaults() -> None:
+def test_vitrine_is_swept_as_the_others_and_has_a_row_of_its_defaults() -> None:
     mine = [{**each, "server": "vitrine"} for each in CELLS]
-    assert best(mine, CONTENDERS["vitrine"], "throughput") == Tuning()
-    assert best(mine, CONTENDERS["vitrine"], "latency") == SLOW
+    assert best(mine, CONTENDERS["vitrine"], "throughput") == best(mine, CONTENDERS["vitrine, base64"], "throughput") == FAST
+    assert best(mine, CONTENDERS["vitrine, one process"], "throughput") == Tuning()
 
 
 def test_every_kind_of_answer_is_read() -> None:
