@@ -22,8 +22,8 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 class EngineOptions:
     """How an engine is run: `instances` inferences at a time with `threads` threads each.
 
-    Without `threads` an inference has one thread, and `most_threads` where nothing runs or waits beside it. `max_batch` lowers the
-    manifest's. `batch_delay`: seconds that a batch which is not full waits for more calls.
+    Without `threads` an inference has one thread, and `most_threads` where no other of the engine runs or waits. `max_batch` lowers
+    the manifest's. `batch_delay`: seconds that a batch which is not full waits for more calls.
     """
 
     instances: int = 1
