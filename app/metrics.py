@@ -98,8 +98,9 @@ def observe_request(task: str, model: str, status: int, seconds: float, stages: 
     """One request from its ticket to its answer; `stages` are those it reached, in seconds. `model` is "" when none was found."""
     _request(task, model, status).observe(seconds)
     children = _stages(task, model)
-    for stage, spent in list(stages.items()):  # a thread that is late for the deadline may still be adding
-        children[stage].observe(spent)
+    for stage in STAGES:  # not over `stages`, to which a thread that is late for the deadline may still be adding
+        if stage in stages:
+            children[stage].observe(stages[stage])
 
 
 def observe_image(size: int, pixels: int) -> None:

@@ -80,7 +80,7 @@ async def test_the_engine_gets_the_decoded_and_resized_images_in_one_call(pipeli
     (seen,) = backend.seen
     assert np.array_equal(seen, np.stack([frame(pipeline, image) for image in images]))
     assert len({item.result.predictions[0].score for item in items}) == 3
-    assert list(ticket.stages) == ["decode", "resize", "infer", "finish"]
+    assert list(ticket.stages) == ["queue", "decode", "resize", "infer", "finish"]
 
 
 async def test_refused_images_keep_their_place(pipeline: Pipeline, backend: WatchedBackend) -> None:
