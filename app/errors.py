@@ -6,7 +6,8 @@
     │   ├── InvalidValueError         readable, but a field has a value that cannot be used
     │   ├── TooLargeError             more bytes, pixels or images than the limits allow
     │   ├── UnsupportedMediaError     not an image type that is read here
-    │   └── UndecodableImageError     an image type we read, but these bytes do not decode
+    │   ├── UndecodableImageError     an image type we read, but these bytes do not decode
+    │   └── MalformedTokensError      a container of tokens that is cut off, damaged or of another version
     ├── ModelError
     │   ├── ModelNotFoundError        no such model or version
     │   ├── ModelNotChosenError       several models could answer and none was named
@@ -66,6 +67,11 @@ class UnsupportedMediaError(InputError):
 class UndecodableImageError(InputError):
     code = "undecodable_image"
     title = "Image cannot be decoded"
+
+
+class MalformedTokensError(InputError):
+    code = "malformed_tokens"
+    title = "Tokens cannot be read"
 
 
 class ModelError(VitrineError):

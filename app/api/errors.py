@@ -22,6 +22,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.TooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.UndecodableImageError: 422,
+    errors.MalformedTokensError: 422,
     errors.InvalidValueError: 422,
     errors.CapacityError: 429,
     errors.InferenceError: 500,
