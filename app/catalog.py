@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class ModelVersion:
     loaded: bool = False
     loading: "asyncio.Task[None] | None" = None
 
+    @cached_property
+    def roles(self) -> frozenset[str]:
+        """Those of the build, also where an engine of it is missing here."""
+        return frozenset(role for entry in self.entries.values() for role in entry.manifest.roles)
+
     @property
     def manifest(self) -> Manifest:
         """That of the first of the build's roles which is there."""
@@ -73,7 +79,7 @@ class Model:
         return any(entry.manifest.source.weights == "random" for version in self.versions for entry in version.entries.values())
 
     def answers(self, role: str) -> bool:
-        return any(role in version.entries for version in self.versions)
+        return any(role in version.roles for version in self.versions)
 
 
 class Catalog:
@@ -139,9 +145,7 @@ class Catalog:
             ModelNotChosenError: none is named, several could answer and no default is set.
         """
         candidates = sorted(model.name for model in self.models.values() if model.answers(role))
-        if name is None:
-            return self.models[self._default(task, candidates)], None
-        base, _, number = name.partition("@")
+        base, _, number = (self._default(task, candidates) if name is None else name).partition("@")
         model = self.models.get(base)
         if model is None:
             raise ModelNotFoundError(f"There is no model {base!r}. Models for {task}: {_list(candidates)}.", field="model")
@@ -154,8 +158,8 @@ class Catalog:
             raise ModelNotFoundError(f"{base} has no version {number!r}; it has {_list(map(str, known))}.", field="model")
         return model, int(number)
 
-    async def acquire(self, name: str | None, task: str, role: str) -> Entry:
-        """The engine for a request, loaded. While the newest version loads, and when it is broken, the one before it answers.
+    async def acquire(self, name: str | None, task: str, role: str) -> ModelVersion:
+        """The version for a request, all its engines loaded. While the newest loads, and when it is broken, the one before answers.
 
         Raises:
             ModelNotFoundError, ModelNotChosenError: see `choose`.
@@ -163,7 +167,7 @@ class Catalog:
             BackendUnavailableError: the inference server does not answer.
         """
         model, number = self.choose(name, task, role)
-        versions = [version for version in model.versions if number in (None, version.number) and role in version.entries]
+        versions = [version for version in model.versions if number in (None, version.number) and role in version.roles]
         away: BackendUnavailableError | None = None
         for index, version in enumerate(versions):
             if not version.loaded and version.fault is None:
@@ -175,7 +179,7 @@ class Catalog:
                 except BackendUnavailableError as error:
                     away = error
             if version.loaded:
-                return version.entries[role]
+                return version
         if away is not None:
             raise away
         faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
@@ -321,4 +325,6 @@ def _fault(entries: Mapping[str, Entry], backend: Backend) -> str | None:
         return f"the engines for {_list(sorted(missing))} are missing"
     if len({entry.manifest.build for entry in entries.values()}) > 1:
         return "its engines come from different builds; publish them again together"
+    if len({entry.manifest.codebook for entry in entries.values()}) > 1:
+        return "its engines have different codebooks; publish them again together"
     return next((reason for entry in entries.values() if (reason := backend.refuses(entry))), None)

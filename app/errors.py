@@ -6,6 +6,7 @@
     │   ├── InvalidValueError         readable, but a field has a value that cannot be used
     │   ├── TooLargeError             more bytes, pixels or images than the limits allow
     │   ├── UnsupportedMediaError     not an image type that is read here
+    │   ├── NotAcceptableError        the request accepts no form in which this can be answered
     │   ├── UndecodableImageError     an image type we read, but these bytes do not decode
     │   └── MalformedTokensError      a container of tokens that is cut off, damaged or of another version
     ├── ModelError
@@ -62,6 +63,11 @@ class TooLargeError(InputError):
 class UnsupportedMediaError(InputError):
     code = "unsupported_media"
     title = "Unsupported media type"
+
+
+class NotAcceptableError(InputError):
+    code = "not_acceptable"
+    title = "Not acceptable"
 
 
 class UndecodableImageError(InputError):

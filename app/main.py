@@ -31,7 +31,7 @@ from app.backends.triton import TritonBackend
 from app.catalog import Catalog
 from app.compute import make_pool
 from app.decode import DecodeLimits
-from app.errors import BackendUnavailableError, ModelError
+from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.golden import check_golden
 from app.pipeline import Pipeline
 from app.settings import Settings
@@ -49,7 +49,9 @@ def create_app(settings: Settings) -> FastAPI:
     metrics.begin(TASKS)
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
-    defaults = {"classify": settings.default_classify}
+    defaults = {"classify": settings.default_classify} | dict.fromkeys(
+        ("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer
+    )
     smoke = _no_smoke if settings.backend == "fake" else check_golden
     catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout)
     limits = DecodeLimits(
@@ -176,18 +178,23 @@ def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: N
 
 
 async def _preload(catalog: Catalog, preload: bool) -> bool:
-    """Load the default model of every task, waiting for a backend that is still away; False when one cannot serve."""
-    complete = True
+    """Load the default model of every task, waiting for a backend that is still away; False when one cannot serve.
+
+    A task without a model, or with several and no default, is none's fault; a repository without any model is.
+    """
+    complete = not preload or bool(catalog.models)
     for task in TASKS.values() if preload else ():
         while True:
             try:
-                entry = await catalog.acquire(None, task.name, task.role)
-                metrics.expect(task.name, entry.manifest.model)
+                version = await catalog.acquire(None, task.name, task.role)
+                metrics.expect(task.name, version.manifest.model)
             except BackendUnavailableError as error:
                 log.warning("waiting for the inference backend: %s", error)
                 await asyncio.sleep(PRELOAD_RETRY)
                 continue
-            except ModelError as error:
+            except (ModelNotChosenError, ModelNotFoundError) as error:
+                log.info("nothing preloaded for %s: %s", task.name, error)
+            except ModelUnavailableError as error:
                 log.warning("nothing preloaded for %s: %s", task.name, error)
                 complete = False
             break

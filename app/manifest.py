@@ -205,6 +205,12 @@ class Manifest(Record):
     verification: Verification | None = None
     golden: tuple[GoldenExample, ...] = ()
 
+    @model_validator(mode="after")
+    def _names_its_codebook(self) -> "Manifest":
+        if self.role in ("tokenize", "detokenize") and self.codebook is None:
+            raise ValueError(f"an engine for {self.role} needs a codebook")
+        return self
+
     @property
     def entry_name(self) -> str:
         """The directory of the repository: MODEL, or MODEL.ROLE when the model has several engines."""

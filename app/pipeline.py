@@ -5,37 +5,43 @@
 `app/admission.py` admits, `app/api` reads, parses and encodes; what lies between is here. Decoding and resizing run on the pool of
 `app/compute.py` (Pillow releases the interpreter's lock), inference on the backend, and nothing heavy on the event loop. The stage
 `queue` is waiting for a thread of the pool, for room in memory and for the engine.
+
+What comes may be a token grid in place of an image: that is not decoded. What answers may be several engines, one after the other.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app import metrics
 from app.admission import PixelBudget, Ticket
-from app.backends.base import Backend, Tensors, together
+from app.backends.base import Backend, Tensors, join, together
 from app.catalog import Catalog
 from app.decode import DecodeLimits, ImageInfo, OpenedImage, decode, open_image
-from app.errors import InferenceError, InputError, VitrineError
+from app.errors import InferenceError, InputError, ModelNotFoundError, VitrineError
 from app.formats import label
 from app.manifest import Entry
 from app.resize import minimum_size, resize
 from app.tasks.base import AnyTask
 
+T = TypeVar("T")
 Frame = NDArray[Any]
 """uint8 [H,W,3], exactly what the engine takes."""
+Source = bytes | NDArray[Any] | InputError
+"""One item of a request: an encoded image, a value that is not decoded (a token grid), or why it was refused while parsing."""
+Flow = list[Tensors]
+"""What became of one item: its tensors [n,...] as they were prepared, then as each engine gave them."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What became of one image: `result` (the task's), or the error that it alone met."""
+    """What became of one item: `result` (the task's), or the error that it alone met. `image` is None where none was decoded."""
 
     image: ImageInfo | None
     result: Any = None
@@ -44,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """One item per image, in the order of the request."""
+    """One item per source, in the order of the request; `entry` is the first engine that answered."""
 
     entry: Entry
     items: tuple[Item, ...]
@@ -60,38 +66,69 @@ class Pipeline:
         self.pixels = pixels
         self.pool = pool
 
-    async def run(
-        self, task: AnyTask, model: str | None, images: Sequence[bytes | InputError], options: Any, ticket: Ticket
-    ) -> Answer:
-        """Answer every image; one that was already refused while parsing comes as its error and keeps its place.
+    async def acquire(self, task: AnyTask, model: str | None, options: Any, ticket: Ticket) -> tuple[Entry, ...]:
+        """The engines of the task's plan, loaded, all of one version of one model.
 
         Raises:
-            ModelError, CapacityError, BackendError: concern the whole request.
+            ModelError, BackendError: the model cannot answer.
             DeadlineError: the ticket's time ran out.
         """
         async with ticket.within_deadline():
-            entry = await self.catalog.acquire(model, task.name, task.role)
-            ticket.model = entry.manifest.model
-            if len(images) == 1:
-                prepared = [await self._prepare(images[0], entry, ticket)]
-            else:
-                prepared = await together(self._prepare(image, entry, ticket) for image in images)
-            outputs = await self._infer(entry, [frame for frame, _ in prepared if frame is not None], ticket)
-        with ticket.stage("finish"):
-            rows = iter(outputs)
-            items = [item if frame is None else _finish(task, next(rows), entry, item, options) for frame, item in prepared]
-        return Answer(entry, tuple(items))
+            version = await self.catalog.acquire(model, task.name, task.role)
+        roles = task.plan(options).roles
+        ticket.model = version.entries[task.role].manifest.model
+        if missing := [role for role in roles if role not in version.entries]:
+            raise ModelNotFoundError(f"{ticket.model} has no engine for {missing[0]}, which this request needs.", field="model")
+        return tuple([version.entries[role] for role in roles])
 
-    async def _prepare(self, image: bytes | InputError, entry: Entry, ticket: Ticket) -> tuple[Frame | None, Item]:
-        if isinstance(image, InputError):
-            return None, Item(None, error=image)
+    async def run(self, task: AnyTask, entries: Sequence[Entry], sources: Sequence[Source], options: Any, ticket: Ticket) -> Answer:
+        """Answer every source with the engines that `acquire` gave; one that was refused already keeps its place.
+
+        Raises:
+            InvalidValueError, CapacityError, BackendError: concern the whole request.
+            DeadlineError: the ticket's time ran out.
+        """
+        async with ticket.within_deadline():
+            if len(sources) == 1:
+                prepared = [await self._prepare(task, sources[0], entries[0], options, ticket)]
+            else:
+                prepared = await together(self._prepare(task, source, entries[0], options, ticket) for source in sources)
+            answered = iter(await self._infer(entries, [tensors for tensors, _ in prepared if tensors is not None], ticket))
+            steps = [
+                partial(_finish, task, None if tensors is None else next(answered), entries[0], item, options)
+                for tensors, item in prepared
+            ]
+            if task.plan(options).heavy:
+                return Answer(entries[0], tuple(await together(self.compute("finish", ticket, step) for step in steps)))
+        with ticket.stage("finish"):
+            return Answer(entries[0], tuple([step() for step in steps]))
+
+    async def compute(self, stage: str, ticket: Ticket, work: Callable[[], T]) -> T:
+        """Run `work` on the pool as (a part of) `stage`; waiting for a thread is the stage `queue`."""
+        handed = time.perf_counter()
+
+        def visit() -> T:
+            ticket.wait(time.perf_counter() - handed)
+            ticket.check()
+            with ticket.stage(stage):
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self.pool, visit)
+
+    async def _prepare(
+        self, task: AnyTask, source: Source, entry: Entry, options: Any, ticket: Ticket
+    ) -> tuple[Tensors | None, Item]:
+        if isinstance(source, InputError):
+            return None, Item(None, error=source)
+        if not isinstance(source, bytes):
+            return task.prepare(source, entry, None, options), Item(None)
         try:
-            frame, info = await self._decode_and_resize(image, entry, ticket)
+            frame, image = await self._decode_and_resize(source, entry, ticket)
         except InputError as error:
-            metrics.count_undecodable(error, label(image))
+            metrics.count_undecodable(error, label(source))
             return None, Item(None, error=error)
-        metrics.observe_image(len(image), info.width * info.height)
-        return frame, Item(info)
+        metrics.observe_image(len(source), image.width * image.height)
+        return task.prepare(frame, entry, image, options), Item(image)
 
     async def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
         """One visit to the pool; an image whose pixels do not fit into memory now waits for them here and goes there again."""
@@ -131,26 +168,43 @@ class Pipeline:
                 self.pixels.give_back(opened.pixels)
             raise
 
-    async def _infer(self, entry: Entry, frames: list[Frame], ticket: Ticket) -> list[Tensors | InferenceError]:
-        """One row of outputs per frame. When the engine fails on several at once, each is tried alone."""
-        if not frames:
+    async def _infer(self, entries: Sequence[Entry], prepared: list[Tensors], ticket: Ticket) -> list[Flow | InferenceError]:
+        """Send all items through the engines in one call each. When that fails for several at once, each is tried alone."""
+        if not prepared:
             return []
-        images = frames[0][None] if len(frames) == 1 else np.stack(frames)
+        tensors: Tensors = join(prepared)
+        flow = [tensors]
         try:
-            outputs = await self.backend.infer(entry, {"image": images}, ticket)
+            for entry in entries:
+                if len(flow) > 1:
+                    tensors = {spec.name: tensors[spec.name] for spec in entry.manifest.inputs}
+                tensors = await self.backend.infer(entry, tensors, ticket)
+                flow.append(tensors)
         except InferenceError as error:
-            if len(frames) == 1:
+            if len(prepared) == 1:
                 return [error]
-            alone = await together(self._infer(entry, [frame], ticket) for frame in frames)
-            return [row for rows in alone for row in rows]
-        return [{name: array[row] for name, array in outputs.items()} for row in range(len(frames))]
+            alone = await together(self._infer(entries, [one], ticket) for one in prepared)
+            return [each for flows in alone for each in flows]
+        return [flow] if len(prepared) == 1 else _split(flow, prepared)
 
 
-def _finish(task: AnyTask, row: Tensors | InferenceError, entry: Entry, item: Item, options: Any) -> Item:
-    if isinstance(row, InferenceError):
-        return Item(item.image, error=row)
+def _split(flow: Flow, prepared: list[Tensors]) -> list[Flow | InferenceError]:
+    """Give every item its own rows."""
+    flows: list[Flow | InferenceError] = []
+    start = 0
+    for tensors in prepared:
+        stop = start + len(next(iter(tensors.values())))
+        flows.append([{name: array[start:stop] for name, array in step.items()} for step in flow])
+        start = stop
+    return flows
+
+
+def _finish(task: AnyTask, flow: Flow | InferenceError | None, entry: Entry, item: Item, options: Any) -> Item:
+    if flow is None:
+        return item
+    if isinstance(flow, InferenceError):
+        return Item(item.image, error=flow)
     try:
-        result = task.finish(row, entry, item.image, options)  # type: ignore[arg-type]
+        return Item(item.image, result=task.finish(flow, entry, item.image, options))
     except InferenceError as error:
         return Item(item.image, error=error)
-    return Item(item.image, result=result)

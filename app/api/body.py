@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -30,11 +31,22 @@ class ImageUrl:
     url: str
 
 
+@dataclass(frozen=True)
+class SentTokens:
+    """Token grids as they came: integers in an array of any shape. `codebook` and `size` where the form of the body says them."""
+
+    tokens: NDArray[Any]
+    media_type: str
+    codebook: str | None = None
+    size: int | None = None
+
+
 @dataclass
 class Parsed:
-    """What a request asks for: encoded images in order, its other fields, and the media type that a raw body came under."""
+    """What a request asks for: encoded images in order or token grids, its other fields, and the media type of a raw body."""
 
     images: list[bytes | ImageUrl | InputError] = field(default_factory=list)
+    tokens: SentTokens | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     declared: str | None = None
 
@@ -85,7 +97,7 @@ def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
         raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
     if declared == FORM:
         parsed = _parse_multipart(body, options, max_images)
-    elif _looks_like_json(body, declared):
+    elif looks_like_json(body, declared):
         parsed = _parse_json(body, max_images)
     else:
         return Parsed(images=[body], declared=declared)
@@ -97,10 +109,10 @@ def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
 def is_image(body: bytes, content_type: str) -> bool:
     """Whether the body is one image as it is, so that there is nothing to take to pieces."""
     declared = content_type.partition(";")[0].strip().lower()
-    return declared != FORM and not _looks_like_json(body, declared)
+    return declared != FORM and not looks_like_json(body, declared)
 
 
-def _looks_like_json(body: bytes, declared: str) -> bool:
+def looks_like_json(body: bytes, declared: str) -> bool:
     """An object is JSON under any name, other text only where it is called so; no image begins with 64 printable characters."""
     head = body[:64]
     printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
@@ -179,13 +191,23 @@ def _check_count(images: int, limit: int) -> None:
         raise TooLargeError(f"{images} images in one request; this server takes {limit}.", field="image")
 
 
-def _parse_json(body: bytes, max_images: int) -> Parsed:
+def read_json(body: bytes, example: str) -> dict[str, Any]:
+    """The object that the body is; `example` is one for those who sent something else.
+
+    Raises:
+        MalformedRequestError: no JSON, or no object.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MalformedRequestError(f"The body is not valid JSON: {error}.") from error
     if not isinstance(document, dict):
-        raise MalformedRequestError('The JSON body must be an object such as {"image": {"base64": "..."}}.')
+        raise MalformedRequestError(f"The JSON body must be an object such as {example}.")
+    return document
+
+
+def _parse_json(body: bytes, max_images: int) -> Parsed:
+    document = read_json(body, '{"image": {"base64": "..."}}')
     single, many = document.pop("image", None), document.pop("images", None)
     if (single is None) == (many is None):
         raise MalformedRequestError("Give either `image` or `images`.", field="image")

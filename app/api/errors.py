@@ -19,6 +19,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.MalformedRequestError: 400,
     errors.ModelNotChosenError: 400,
     errors.ModelNotFoundError: 404,
+    errors.NotAcceptableError: 406,
     errors.TooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.UndecodableImageError: 422,

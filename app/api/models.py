@@ -38,9 +38,7 @@ def _row(model: Model, services: Services) -> dict[str, Any]:
     shown = current or next(iter(model.versions), None)
     manifest = None if shown is None else shown.manifest
     task = (
-        None
-        if shown is None
-        else next((task.name for task in TASKS.values() if task.role in shown.entries), shown.manifest.roles[0])
+        None if shown is None else next((task.name for task in TASKS.values() if task.role in shown.roles), shown.manifest.roles[0])
     )
     faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
     return {

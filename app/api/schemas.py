@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.tasks.classify import ClassifyOptions
+from app.tasks.tokenize import TokenizeOptions
 
 
 class Base64Image(BaseModel):
@@ -22,12 +23,33 @@ class TaskRequest(BaseModel):
 
     model: str | None = Field(None, description="NAME or NAME@VERSION; by default the task's default model", max_length=200)
 
+    def options(self) -> Any:
+        """What the task is told; nothing where it has no options."""
+        return None
+
 
 class ClassifyRequest(TaskRequest):
     top_k: int | None = Field(None, ge=1, description="how many classes to give; by default 5")
 
     def options(self) -> ClassifyOptions:
         return ClassifyOptions(top_k=self.top_k)
+
+
+class TokenizeRequest(TaskRequest):
+    psnr: bool = Field(False, description="turn the tokens into an image again and say how close it is to the engine's input")
+
+    def options(self) -> TokenizeOptions:
+        return TokenizeOptions(psnr=self.psnr)
+
+
+class ReconstructRequest(TaskRequest):
+    quality: int = Field(90, ge=1, le=100, description="of a JPEG or WebP answer")
+
+
+class DetokenizeRequest(ReconstructRequest):
+    codebook: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="id of the codebook that the tokens are of; refused when it is not the model's"
+    )
 
 
 class ImageResponse(BaseModel):
@@ -80,6 +102,63 @@ class TaskResponse(BaseModel):
 
 class ClassifyResponse(TaskResponse):
     results: list[ClassifyItem]
+
+
+class CodebookResponse(BaseModel):
+    """The codes that the tokens index; the same in every answer of one build of a model."""
+
+    id: str = Field(description="SHA-256 of the codes")
+    size: int = Field(description="a token is 0 to size - 1")
+    count: int = Field(description="codebooks, and so tokens at each position")
+
+
+class TokenizeItem(BaseModel):
+    """One image: its tokens, or `error` when this image alone could not be answered."""
+
+    index: int
+    image: ImageResponse | None = None
+    tokens: list[list[int]] | list[list[list[int]]] | None = Field(
+        None, description="[h][w], or [count][h][w] where the model has several codebooks"
+    )
+    grid: tuple[int, int] | None = Field(None, description="height, width in positions")
+    codebook: CodebookResponse | None = None
+    bits_per_token: int | None = Field(None, description="the binary logarithm of the codebook's size, rounded up")
+    bits_per_pixel: float | None = Field(None, description="of the engine's input")
+    psnr: float | None = Field(None, description="dB, only when asked for; null when not a value differs")
+    error: ProblemResponse | None = None
+
+
+class TokenizeResponse(TaskResponse):
+    results: list[TokenizeItem]
+
+
+class PictureResponse(BaseModel):
+    """An image that the model made."""
+
+    base64: str
+    media_type: Literal["image/png"]
+    width: int = Field(description="pixels")
+    height: int
+
+
+class DetokenizeItem(BaseModel):
+    index: int
+    reconstruction: PictureResponse | None = None
+    error: ProblemResponse | None = None
+
+
+class DetokenizeResponse(TaskResponse):
+    results: list[DetokenizeItem]
+
+
+class ReconstructItem(DetokenizeItem):
+    image: ImageResponse | None = None
+    psnr: float | None = Field(None, description="dB against the engine's input; null when not a value differs")
+    ssim: float | None = Field(None, description="of Wang et al. 2004, the mean over the channels; 1 for the same image")
+
+
+class ReconstructResponse(TaskResponse):
+    results: list[ReconstructItem]
 
 
 class ModelResponse(BaseModel):

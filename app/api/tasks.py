@@ -1,9 +1,8 @@
-"""`POST /v1/TASK` for every task, generated from the table: admit, read, parse, run the pipeline, encode."""
+"""`POST /v1/TASK` for every task of the table: admit, read, parse, run the pipeline, encode."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,16 +14,20 @@ from starlette.responses import Response
 from app import metrics
 from app.admission import Ticket
 from app.api import schemas
+from app.api.accept import choose
 from app.api.body import ImageUrl, Parsed, is_image, parse_body, read_body
 from app.api.call import Call, server_timing
+from app.api.description import describe_request, describe_responses
 from app.api.errors import error_response, log_failure, problem
 from app.api.fetch import fetch
+from app.api.forms import JSON, origin
+from app.api.routes import TASK_ROUTES, TaskRoute
 from app.api.services import Services
-from app.errors import CapacityError, InputError, InvalidValueError, VitrineError
-from app.pipeline import Answer, Item
-from app.tasks import TASKS
-from app.tasks.base import AnyTask
-from app.tasks.classify import ClassifyResult
+from app.api.tokens import parse_tokens, read_grids
+from app.errors import CapacityError, InputError, InvalidValueError, NotAcceptableError, VitrineError
+from app.manifest import Entry
+from app.pipeline import Answer, Item, Source
+from app.tasks.tokenize import codebook_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -32,45 +35,24 @@ CLIENT_CLOSED_REQUEST = 499
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 
 
-@dataclass(frozen=True)
-class TaskRoute:
-    """How one task speaks HTTP. `encode` gives the members of one result."""
-
-    task: AnyTask
-    request: type[schemas.ClassifyRequest]
-    response: type[schemas.TaskResponse]
-    encode: Callable[[Any], dict[str, Any]]
-
-
-def encode_classify(result: ClassifyResult) -> dict[str, Any]:
-    return {"predictions": [vars(prediction) for prediction in result.predictions]}
-
-
-TASK_ROUTES = (TaskRoute(TASKS["classify"], schemas.ClassifyRequest, schemas.ClassifyResponse, encode_classify),)
-
-
 def task_endpoints(services: Services) -> dict[str, Endpoint]:
     """What answers `POST` on the path of every task."""
-    return {f"/v1/{route.task.name}": _endpoint(route, services) for route in TASK_ROUTES}
+    return {route.path: _endpoint(route, services) for route in TASK_ROUTES}
 
 
 def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
     """The routes of all tasks, with their description."""
     router = APIRouter(tags=["tasks"])
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.ProblemResponse} for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
-    }
     for route in TASK_ROUTES:
-        path = f"/v1/{route.task.name}"
         router.add_api_route(
-            path,
-            endpoints[path],
+            route.path,
+            endpoints[route.path],
             methods=["POST"],
             summary=(route.task.__doc__ or route.task.name).splitlines()[0],
             operation_id=route.task.name,
             response_model=None,
-            responses={200: {"model": route.response}, **problems},
-            openapi_extra=_describe(route.request),
+            responses=describe_responses(route),
+            openapi_extra=describe_request(route),
         )
     return router
 
@@ -78,7 +60,7 @@ def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
 def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         tracing, request_id = services.tracing, request.state.request_id
-        trace = None if tracing is None else tracing.begin(f"/v1/{route.task.name}", request_id, request.headers)
+        trace = None if tracing is None else tracing.begin(route.path, request_id, request.headers)
         call = Call(request_id, route.task.name, trace)
         try:
             response = await _admitted(request, route, services, call)
@@ -132,20 +114,55 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
     with ticket.stage("read"):
         body = await read_body(request, ticket, services.admission, services.max_body_bytes)
     with ticket.stage("parse"):
-        parsed = await _parse(body, request.headers.get("content-type", ""), services.max_images)
+        parsed = await _parse(route, body, request.headers.get("content-type", ""), services.max_images)
         asked = _validate(route.request, {**parsed.fields, **request.query_params})
+        options = asked.options()
     with _cancelled_by_departure(request, ticket):
-        images = await _fetch_addresses(parsed.images, services, ticket)
-        answer = await services.pipeline.run(route.task, asked.model, images, asked.options(), ticket)
-    with ticket.stage("encode"):
-        return _respond(route, answer, parsed, ticket)
+        entries = await services.pipeline.acquire(route.task, asked.model, options, ticket)
+        sources = await _sources(parsed, asked, entries[0], services, ticket)
+        form = _form(route, len(sources), request.headers.get("accept", "")) if route.forms else JSON
+        answer = await services.pipeline.run(route.task, entries, sources, options, ticket)
+        failed = [item.error for item in answer.items if item.error is not None]
+        metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
+    if form == JSON and not route.heavy:
+        with ticket.stage("encode"):
+            return _respond(route, answer, failed, parsed, ticket)
+    write = partial(_respond, route, answer, failed, parsed, ticket) if form == JSON else partial(_file, route, answer, form, asked)
+    async with ticket.within_deadline():
+        return await services.pipeline.compute("encode", ticket, write)
 
 
-async def _parse(body: bytes, content_type: str, max_images: int) -> Parsed:
-    """Large forms and JSON leave the event loop; taking a raw body is nothing."""
-    if len(body) > PARSED_ON_THE_LOOP and not is_image(body, content_type):
-        return await asyncio.to_thread(parse_body, body, content_type, max_images)
-    return parse_body(body, content_type, max_images)
+async def _parse(route: TaskRoute, body: bytes, content_type: str, max_images: int) -> Parsed:
+    """Large forms, JSON and token grids leave the event loop; taking a raw body is nothing."""
+    parse = parse_tokens if route.takes == "tokens" else parse_body
+    if len(body) > PARSED_ON_THE_LOOP and (route.takes == "tokens" or not is_image(body, content_type)):
+        return await asyncio.to_thread(parse, body, content_type, max_images)
+    return parse(body, content_type, max_images)
+
+
+async def _sources(
+    parsed: Parsed, asked: schemas.TaskRequest, entry: Entry, services: Services, ticket: Ticket
+) -> Sequence[Source]:
+    """What the pipeline is to answer: one source per image, or per token grid."""
+    if parsed.tokens is None or not isinstance(asked, schemas.DetokenizeRequest):
+        return await _fetch_addresses(parsed.images, services, ticket)
+    return read_grids(parsed.tokens, asked.codebook, codebook_of(entry), services.max_images)
+
+
+def _form(route: TaskRoute, count: int, accept: str) -> str:
+    """The media type to answer in: what `accept` likes best of what can hold `count` results.
+
+    Raises:
+        NotAcceptableError: it likes none of them.
+    """
+    fitting = [JSON, *(media_type for media_type, form in route.forms.items() if count == 1 or not form.single)]
+    if (chosen := choose(accept, fitting)) is not None:
+        return chosen
+    if (single := choose(accept, [*route.forms])) is not None:
+        raise NotAcceptableError(
+            f"{count} images do not fit into one {single}; ask for {' or '.join(fitting)}, or send one at a time.", field="Accept"
+        )
+    raise NotAcceptableError(f"Accept takes nothing that there is: {', '.join([JSON, *route.forms])}.", field="Accept")
 
 
 async def _fetch_addresses(
@@ -163,7 +180,7 @@ async def _fetch_addresses(
         return list(await asyncio.gather(*(get(image) for image in images)))
 
 
-def _validate(schema: type[schemas.ClassifyRequest], fields: Mapping[str, Any]) -> schemas.ClassifyRequest:
+def _validate(schema: type[schemas.TaskRequest], fields: Mapping[str, Any]) -> schemas.TaskRequest:
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
@@ -174,10 +191,8 @@ def _validate(schema: type[schemas.ClassifyRequest], fields: Mapping[str, Any]) 
         raise InvalidValueError(detail, field=name) from error
 
 
-def _respond(route: TaskRoute, answer: Answer, parsed: Parsed, ticket: Ticket) -> Response:
-    """200 with a result or an error per image. When every image failed: its own status for one, 422 for several."""
-    failed = [item.error for item in answer.items if item.error is not None]
-    metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
+def _respond(route: TaskRoute, answer: Answer, failed: Sequence[VitrineError], parsed: Parsed, ticket: Ticket) -> Response:
+    """200 with a result or an error per item. When every item failed: its own status for one, 422 for several."""
     if len(failed) == len(answer.items) == 1:
         raise failed[0]
     body = {
@@ -189,7 +204,19 @@ def _respond(route: TaskRoute, answer: Answer, parsed: Parsed, ticket: Ticket) -
         "results": [_item(index, item, route, ticket.id) for index, item in enumerate(answer.items)],
     }
     status = 422 if len(failed) == len(answer.items) else 200
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    return Response(orjson.dumps(body), status, media_type=JSON)
+
+
+def _file(route: TaskRoute, answer: Answer, media_type: str, asked: schemas.TaskRequest) -> Response:
+    """All results in one file, or the error of the first item that has none: a file has no place for it."""
+    for index, item in enumerate(answer.items):
+        if item.error is not None and len(answer.items) > 1:
+            raise type(item.error)(f"Image {index}, counted from 0: {item.error.detail}", field=item.error.field) from item.error
+        if item.error is not None:
+            raise item.error
+    results = [item.result for item in answer.items]
+    headers = origin(answer.entry) | route.headers(results)
+    return Response(route.forms[media_type].encode(results, asked), headers=headers, media_type=media_type)
 
 
 def _item(index: int, item: Item, route: TaskRoute, request_id: str) -> dict[str, Any]:
@@ -205,37 +232,15 @@ GENERIC_TYPES = ("", "application/octet-stream", "application/x-www-form-urlenco
 
 def _warnings(answer: Answer, parsed: Parsed) -> list[str]:
     """A Content-Type that says otherwise is reported, not believed; what clients send by default says nothing."""
-    image = answer.items[0].image
-    declared = parsed.declared
-    if image is None or declared is None or declared in GENERIC_TYPES:
+    declared, image = parsed.declared, answer.items[0].image
+    if parsed.tokens is not None:
+        actual = parsed.tokens.media_type
+    elif image is not None:
+        actual = f"image/{image.format.lower()}"
+    else:
         return []
-    actual = f"image/{image.format.lower()}"
+    if declared is None or declared in GENERIC_TYPES:
+        return []
     if declared.replace("image/jpg", "image/jpeg").replace("image/x-", "image/") == actual:
         return []
     return [f"Content-Type is {declared}, but the body is {actual}; it was read as what it is."]
-
-
-def _describe(request: type[schemas.TaskRequest]) -> dict[str, Any]:
-    """The OpenAPI of the three forms of a body, which the routes read themselves."""
-    properties = request.model_json_schema()["properties"]
-    binary = {"type": "string", "format": "binary"}
-    image = {
-        "description": 'base64, data URL or address; as {"base64": ...}, {"url": ...} or a data URL',
-        "anyOf": [{"type": "string"}, schemas.Base64Image.model_json_schema(), schemas.UrlImage.model_json_schema()],
-    }
-    form = {"type": "object", "required": ["image"], "properties": {"image": {"type": "array", "items": binary}, **properties}}
-    document = {"type": "object", "properties": {"image": image, "images": {"type": "array", "items": image}, **properties}}
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.get("description", "")}
-            for name, schema in properties.items()
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "image/*": {"schema": binary},
-                "multipart/form-data": {"schema": form},
-                "application/json": {"schema": document},
-            },
-        },
-    }

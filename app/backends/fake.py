@@ -41,7 +41,7 @@ class FakeBackend:
         self.calls.append(rows)
         with ticket.stage("infer"):
             seeds = [zlib.crc32(b"".join(array[row].tobytes() for array in inputs.values())) for row in range(rows)]
-            return {spec.name: np.stack([_values(spec, seed) for seed in seeds]) for spec in entry.manifest.outputs}
+            return {spec.name: np.stack([_values(spec, seed, entry) for seed in seeds]) for spec in entry.manifest.outputs}
 
     async def unload(self, entry: Entry) -> None:
         self.loaded.discard((entry.name, entry.version))
@@ -57,12 +57,14 @@ class FakeBackend:
             raise BackendUnavailableError(self.down)
 
 
-def _values(spec: TensorSpec, seed: int) -> NDArray[Any]:
-    """One row; floats are positive and sum to 1 over the last axis, as probabilities do."""
+def _values(spec: TensorSpec, seed: int, entry: Entry) -> NDArray[Any]:
+    """One row; floats are positive and sum to 1 over the last axis, as probabilities do, and tokens are in the codebook."""
     shape = [max(1, size) for size in spec.shape[1:]]
     generator = np.random.default_rng(seed)
     if not spec.dtype.startswith("float"):
-        return generator.integers(0, 100, shape).astype(spec.dtype)
+        codebook = entry.manifest.codebook
+        highest = codebook.size if codebook is not None and spec.name == "tokens" else 100
+        return generator.integers(0, highest, shape).astype(spec.dtype)
     values: NDArray[Any] = generator.random(shape) + 1e-3
     values /= values.sum(-1, keepdims=True)
     return values.astype(spec.dtype)

@@ -2,5 +2,8 @@
 
 from app.tasks.base import AnyTask
 from app.tasks.classify import Classify
+from app.tasks.detokenize import Detokenize
+from app.tasks.reconstruct import Reconstruct
+from app.tasks.tokenize import Tokenize
 
-TASKS: dict[str, AnyTask] = {task.name: task for task in (Classify(),)}
+TASKS: dict[str, AnyTask] = {task.name: task for task in (Classify(), Tokenize(), Detokenize(), Reconstruct())}

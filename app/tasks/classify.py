@@ -1,6 +1,8 @@
 """Image classification: probabilities to the best labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,9 @@ from app.backends.base import Tensors
 from app.decode import ImageInfo
 from app.errors import InferenceError, InvalidValueError
 from app.manifest import Entry
+from app.tasks.base import Plan
+
+PLAN = Plan(("classify",))
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,20 @@ class Classify:
     name = "classify"
     role = "classify"
 
-    def finish(self, outputs: Tensors, entry: Entry, image: ImageInfo, options: ClassifyOptions) -> ClassifyResult:
-        """Take `probabilities` float32 [C] and give the `top_k` best of them.
+    def plan(self, options: ClassifyOptions) -> Plan:
+        return PLAN
+
+    def prepare(self, value: NDArray[Any], entry: Entry, image: ImageInfo | None, options: ClassifyOptions) -> Tensors:
+        return {"image": value[None]}
+
+    def finish(self, flow: Sequence[Tensors], entry: Entry, image: ImageInfo | None, options: ClassifyOptions) -> ClassifyResult:
+        """Take `probabilities` float32 [1,C] and give the `top_k` best of them.
 
         Raises:
             InferenceError: the engine gave something that is not a number.
             InvalidValueError: `top_k` is not between 1 and the number of classes.
         """
-        probabilities = outputs["probabilities"]
+        probabilities = flow[-1]["probabilities"][0]
         if not np.isfinite(probabilities).all():
             raise InferenceError(f"{entry} gave probabilities that are not numbers for this image.")
         classes = len(probabilities)

@@ -30,7 +30,7 @@ async def open_catalog(root: Path, **defaults: str) -> Catalog:
 
 
 async def acquire(catalog: Catalog, name: str | None = None) -> str:
-    return str(await catalog.acquire(name, "classify", "classify"))
+    return str((await catalog.acquire(name, "classify", "classify")).entries["classify"])
 
 
 async def until_loaded(catalog: Catalog, name: str, number: int) -> None:
@@ -361,7 +361,7 @@ async def test_requests_that_hold_a_vanished_version_finish(tmp_path: Path) -> N
     backend = OnnxRuntimeBackend()
     catalog = Catalog(make_repository(tmp_path), backend, check_golden, {}, grace=0.1)
     await catalog.refresh()
-    entry = await catalog.acquire(None, "classify", "classify")
+    entry = (await catalog.acquire(None, "classify", "classify")).entries["classify"]
     shutil.rmtree(tmp_path / "colours")
     await catalog.refresh()
     await asyncio.sleep(0.01)

@@ -64,7 +64,9 @@ async def pipeline(tmp_path: Path, backend: WatchedBackend) -> AsyncIterator[Pip
 
 
 async def run(pipeline: Pipeline, *images: Any, ticket: Ticket | None = None) -> tuple[Any, ...]:
-    return (await pipeline.run(TASK, None, images, OPTIONS, ticket or Ticket())).items
+    ticket = ticket or Ticket()
+    entries = await pipeline.acquire(TASK, None, OPTIONS, ticket)
+    return (await pipeline.run(TASK, entries, images, OPTIONS, ticket)).items
 
 
 def frame(pipeline: Pipeline, data: bytes) -> NDArray[Any]:

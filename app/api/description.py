@@ -1,0 +1,57 @@
+"""The OpenAPI of the task routes, which read their bodies and write their answers themselves."""
+
+from typing import Any
+
+from app.api import schemas
+from app.api.forms import JSON, NPY
+from app.api.routes import TaskRoute
+from app.token_format import MEDIA_TYPE
+
+BINARY = {"type": "string", "format": "binary"}
+ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
+
+
+def describe_request(route: TaskRoute) -> dict[str, Any]:
+    """The parameters and the forms of a body."""
+    properties = route.request.model_json_schema()["properties"]
+    content = _tokens(properties) if route.takes == "tokens" else _images(properties)
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.get("description", "")}
+            for name, schema in properties.items()
+        ],
+        "requestBody": {"required": True, "content": content},
+    }
+
+
+def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
+    """The forms of an answer, and the errors; 406 where there is something to choose."""
+    statuses = sorted({*ERRORS, 406}) if route.forms else ERRORS
+    answer: dict[str, Any] = {"model": route.response}
+    if route.forms:
+        answer["content"] = {media_type: {"schema": BINARY} for media_type in route.forms}
+        answer["description"] = f"JSON, or the first of what Accept likes best: {', '.join(route.forms)}"
+    return {200: answer, **{status: {"model": schemas.ProblemResponse} for status in statuses}}
+
+
+def _images(properties: dict[str, Any]) -> dict[str, Any]:
+    image = {
+        "description": 'base64, data URL or address; as {"base64": ...}, {"url": ...} or a data URL',
+        "anyOf": [{"type": "string"}, schemas.Base64Image.model_json_schema(), schemas.UrlImage.model_json_schema()],
+    }
+    form = {"type": "object", "required": ["image"], "properties": {"image": {"type": "array", "items": BINARY}, **properties}}
+    document = {"type": "object", "properties": {"image": image, "images": {"type": "array", "items": image}, **properties}}
+    return {"image/*": {"schema": BINARY}, "multipart/form-data": {"schema": form}, JSON: {"schema": document}}
+
+
+def _tokens(properties: dict[str, Any]) -> dict[str, Any]:
+    tokens: dict[str, Any] = {"type": "integer", "minimum": 0}
+    for _ in range(2):
+        tokens = {"type": "array", "items": tokens}
+    batch = {"type": "array", "items": tokens}
+    described = {
+        "description": "one grid [h][w], or [codebooks][h][w] where the model has several; or a batch of them",
+        "anyOf": [tokens, batch, {"type": "array", "items": batch}],
+    }
+    document = {"type": "object", "required": ["tokens"], "properties": {"tokens": described, **properties}}
+    return {JSON: {"schema": document}, NPY: {"schema": BINARY}, MEDIA_TYPE: {"schema": BINARY}}
