@@ -23,21 +23,30 @@ CODEBOOK = Codebook(id="c0de" * 16, count=1, size=CODES, channels=1, bits=4, gri
 
 
 def add_tokenizer(
-    repository: Path, name: str = NAME, version: int = 1, *, codebooks: int = 1, **fields: object
+    repository: Path,
+    name: str = NAME,
+    version: int = 1,
+    *,
+    codebooks: int = 1,
+    roles: tuple[str, ...] = ROLES,
+    **fields: object,
 ) -> dict[str, Entry]:
-    """Write `repository/name.ROLE/version` for both roles, with 1 or 2 codebooks; `fields` replace fields of both manifests."""
+    """Write `repository/name.ROLE/version` for each of `roles` (`repository/name/version` for one alone), with 1 or 2 codebooks.
+
+    `fields` replace fields of every manifest.
+    """
     codebook = CODEBOOK.model_copy(update={"count": codebooks})
     tokens = TensorSpec(name="tokens", dtype="int32", shape=(-1, *grid_of(codebooks)))
     entries = {}
-    for role in ROLES:
-        directory = repository / f"{name}.{role}" / str(version)
+    for role in roles:
+        directory = repository / (f"{name}.{role}" if len(roles) > 1 else name) / str(version)
         (directory / "golden").mkdir(parents=True)
         engine = directory / "model.onnx"
         engine.write_bytes(make_engine(role, codebooks))
         golden = _write_golden(directory, role, codebooks)
         inputs, outputs = ((IMAGE,), (tokens,)) if role == "tokenize" else ((tokens,), (IMAGE,))
         answers = {"labels": (), "activation": None, "codebook": codebook, "inputs": inputs, "outputs": outputs}
-        described = {"role": role, "roles": ROLES, "golden": golden} | answers | fields
+        described = {"role": role, "roles": roles, "golden": golden} | answers | fields
         manifest: Manifest = make_manifest(engine, name, size=SIZE, **described)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
         entries[role] = read_entry(directory)

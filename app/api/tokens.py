@@ -12,13 +12,16 @@ from python_multipart.multipart import parse_options_header
 
 from app import token_format
 from app.api.body import Parsed, SentTokens, looks_like_json, read_json
-from app.errors import InvalidValueError, MalformedRequestError, TooLargeError, UnsupportedMediaError
+from app.errors import InvalidValueError, MalformedRequestError, UnsupportedMediaError
 from app.manifest import Codebook
 from app.tasks.detokenize import check_grids
 
 JSON, NPY = "application/json", "application/x-npy"
 HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 """Version 3 exists for names of fields beyond Latin-1, which no array of integers has."""
+
+MOST_AXES = 4  # [B,K,h,w]
+NESTING = f"tokens must be lists in lists, 2 to {MOST_AXES} deep and of one length at each depth."
 
 warnings.filterwarnings("ignore", message="Reading `.npy`", category=UserWarning)  # a crafted header must not write to the log
 
@@ -62,13 +65,7 @@ def read_grids(sent: SentTokens, named: str | None, codebook: Codebook, max_imag
             raise InvalidValueError(f"The tokens are of the codebook {given}, this model's is {codebook.id}.", field="codebook")
     if sent.size not in (None, codebook.size):
         raise InvalidValueError(f"The container says {sent.size} codes, this model's codebook has {codebook.size}.", field="size")
-    largest = max_images * codebook.count * math.prod(codebook.grid)
-    if sent.tokens.size > largest:
-        raise TooLargeError(
-            f"{sent.tokens.size} tokens in one request; this server takes {max_images} grids, {largest} tokens of this model.",
-            field="tokens",
-        )
-    return list(check_grids(sent.tokens, codebook))
+    return list(check_grids(sent.tokens, codebook, max_images))
 
 
 def _read_npy(body: bytes) -> NDArray[Any]:
@@ -82,8 +79,8 @@ def _read_npy(body: bytes) -> NDArray[Any]:
     if dtype.kind not in "iu":
         raise InvalidValueError(f"tokens must be integers, not {dtype}.", field="tokens")
     sizes, have = [int(size) for size in shape], len(body) - file.tell()
-    if not 2 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise InvalidValueError(f"tokens must have 2 to 4 axes and none without extent; these are {sizes}.", field="tokens")
+    if not 2 <= len(sizes) <= MOST_AXES or min(sizes) < 1:
+        raise InvalidValueError(f"tokens must have 2 to {MOST_AXES} axes, none of them empty; these are {sizes}.", field="tokens")
     if math.prod(sizes) * dtype.itemsize != have:
         raise InvalidValueError(f"The .npy file says {dtype} {sizes}, but {have} bytes follow.", field="tokens")
     return np.frombuffer(body, dtype, offset=file.tell()).reshape(sizes, order="F" if fortran else "C")
@@ -94,10 +91,9 @@ def _read_lists(value: object) -> NDArray[np.int64]:
     try:
         array = np.array(value, dtype=object)
     except ValueError as error:
-        raise InvalidValueError("tokens must be lists of one length at each depth.", field="tokens") from error
-    kinds = set(map(type, array.flat))
-    if list in kinds or not isinstance(value, list):
-        raise InvalidValueError("tokens must be lists of one length at each depth.", field="tokens")
+        raise InvalidValueError(NESTING, field="tokens") from error
+    if not 2 <= array.ndim <= MOST_AXES or list in (kinds := set(map(type, array.flat))):
+        raise InvalidValueError(NESTING, field="tokens")
     if kinds - {int}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds - {int}))
         raise InvalidValueError(f"tokens must be whole numbers, not {names}.", field="tokens")

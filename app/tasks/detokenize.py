@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.backends.base import Tensors
 from app.decode import ImageInfo
-from app.errors import InvalidValueError
+from app.errors import InvalidValueError, TooLargeError
 from app.manifest import Codebook, Entry
 from app.tasks.base import Plan
 
@@ -40,17 +40,19 @@ class Detokenize:
         return DetokenizeResult(flow[-1]["image"][0])
 
 
-def check_grids(tokens: NDArray[Any], codebook: Codebook) -> NDArray[np.int32]:
+def check_grids(tokens: NDArray[Any], codebook: Codebook, most: int) -> NDArray[np.int32]:
     """Hold what was sent against the codebook before an engine sees it.
 
     Args:
         tokens: integers, one grid or a batch: [h,w] or [B,h,w] or [B,1,h,w]; with K > 1 codebooks [K,h,w] or [B,K,h,w].
+        most: grids that a batch may have.
 
     Returns:
         The batch as the engine takes it: int32 [B,h,w], or [B,K,h,w] with K > 1 codebooks.
 
     Raises:
         InvalidValueError: no integers, another grid or number of codebooks, or a token that the codebook does not have.
+        TooLargeError: more than `most` grids.
     """
     if tokens.dtype.kind not in "iu":
         raise InvalidValueError(f"tokens must be integers, not {tokens.dtype}.", field="tokens")
@@ -68,6 +70,8 @@ def check_grids(tokens: NDArray[Any], codebook: Codebook) -> NDArray[np.int32]:
         )
     if not len(tokens):
         raise InvalidValueError("There is no grid in tokens; send at least one.", field="tokens")
+    if len(tokens) > most:
+        raise TooLargeError(f"{len(tokens)} token grids in one request; this server takes {most}.", field="tokens")
     if tokens.min() < 0 or tokens.max() >= codebook.size:
         raise InvalidValueError(f"tokens must be 0 to {codebook.size - 1}, the codes of this model.", field="tokens")
     return np.ascontiguousarray(tokens, np.int32)
