@@ -8,6 +8,12 @@ from app.api.routes import TaskRoute
 from app.token_format import MEDIA_TYPE
 
 BINARY = {"type": "string", "format": "binary"}
+HEADERS = {
+    "X-Model": "NAME@VERSION, where the answer is no JSON",
+    "X-Codebook": "id of the codebook, where the answer is no JSON",
+    "X-PSNR": "dB per image, where it was computed and the answer is no JSON; inf when not a value differs",
+    "X-SSIM": "per image, as X-PSNR",
+}
 ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -30,7 +36,8 @@ def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
     answer: dict[str, Any] = {"model": route.response}
     if route.forms:
         answer["content"] = {media_type: {"schema": BINARY} for media_type in route.forms}
-        answer["description"] = f"JSON, or the first of what Accept likes best: {', '.join(route.forms)}"
+        answer["description"] = "The form that Accept likes best; JSON when it takes everything"
+        answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()}
     return {200: answer, **{status: {"model": schemas.ProblemResponse} for status in statuses}}
 
 

@@ -20,9 +20,14 @@ from app.errors import BackendUnavailableError, DeadlineError, InferenceError, M
 from app.manifest import Entry
 from app.pipeline import Pipeline
 from app.resize import resize
+from app.tasks.base import AnyTask
 from app.tasks.classify import Classify, ClassifyOptions
+from app.tasks.detokenize import Detokenize
+from app.tasks.reconstruct import Reconstruct
+from app.tasks.tokenize import Tokenize, TokenizeOptions
 from tests.factories import make_jpeg, make_png
 from tests.repository import make_repository
+from tests.tokenizer_repository import CODES, GRID, add_tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -152,3 +157,88 @@ async def test_who_leaves_while_waiting_for_memory_leaves_it_to_others(pipeline:
     await asyncio.gather(leaving, return_exceptions=True)
     pipeline.pixels.give_back(200_000)
     assert pipeline.pixels.used == 0
+
+
+class ChainedBackend(FakeBackend):
+    """Keeps what each engine was given and gave; the way back fails on the tokens in `poison`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[str, Tensors]] = []
+        self.gave: list[dict[str, NDArray[Any]]] = []
+        self.poison: NDArray[Any] | None = None
+
+    async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
+        self.given.append((entry.manifest.role, inputs))
+        if self.poison is not None and any(np.array_equal(tokens, self.poison) for tokens in inputs.get("tokens", ())):
+            raise InferenceError("poisoned")
+        self.gave.append(await super().infer(entry, inputs, ticket))
+        return self.gave[-1]
+
+
+@pytest.fixture
+async def chain(tmp_path: Path) -> AsyncIterator[tuple[Pipeline, ChainedBackend]]:
+    backend = ChainedBackend()
+    add_tokenizer(tmp_path)
+    catalog = Catalog(tmp_path, backend, no_smoke, {})
+    await catalog.refresh()
+    with make_pool(2) as pool:
+        yield Pipeline(catalog, backend, DecodeLimits(), PixelBudget(200_000), pool), backend
+
+
+async def run_task(pipeline: Pipeline, task: AnyTask, options: Any, *sources: Any, ticket: Ticket | None = None) -> tuple[Any, ...]:
+    ticket = ticket or Ticket()
+    entries = await pipeline.acquire(task, None, options, ticket)
+    return (await pipeline.run(task, entries, sources, options, ticket)).items
+
+
+async def test_the_second_engine_gets_what_the_first_gave(chain: tuple[Pipeline, ChainedBackend]) -> None:
+    pipeline, backend = chain
+    ticket = Ticket()
+    items = await run_task(pipeline, Reconstruct(), None, *(make_png(seed=seed) for seed in range(3)), ticket=ticket)
+    assert [role for role, _ in backend.given] == ["tokenize", "detokenize"]
+    assert np.array_equal(backend.given[1][1]["tokens"], backend.gave[0]["tokens"])
+    assert [np.array_equal(item.result.pixels, backend.gave[1]["image"][row]) for row, item in enumerate(items)] == [True] * 3
+    assert set(ticket.stages) == {"decode", "resize", "queue", "infer", "finish"}
+
+
+async def test_only_the_engines_that_the_options_need_are_asked(chain: tuple[Pipeline, ChainedBackend]) -> None:
+    pipeline, backend = chain
+    (item,) = await run_task(pipeline, Tokenize(), TokenizeOptions(), make_png())
+    assert item.result.psnr is None
+    assert [role for role, _ in backend.given] == ["tokenize"]
+    (item,) = await run_task(pipeline, Tokenize(), TokenizeOptions(psnr=True), make_png())
+    assert item.result.psnr > 0
+    assert [role for role, _ in backend.given] == ["tokenize", "tokenize", "detokenize"]
+
+
+async def test_a_value_that_is_no_image_is_not_decoded(chain: tuple[Pipeline, ChainedBackend]) -> None:
+    pipeline, backend = chain
+    grids = np.random.default_rng(0).integers(0, CODES, (3, *GRID)).astype(np.int32)
+    ticket = Ticket()
+    items = await run_task(pipeline, Detokenize(), None, *grids, ticket=ticket)
+    assert np.array_equal(backend.given[0][1]["tokens"], grids)
+    assert [item.image for item in items] == [None] * 3
+    assert list(ticket.stages) == ["infer", "finish"]
+
+
+async def test_an_item_that_the_second_engine_cannot_take_fails_alone(chain: tuple[Pipeline, ChainedBackend]) -> None:
+    pipeline, backend = chain
+    images = [make_png(seed=seed) for seed in range(3)]
+    await run_task(pipeline, Tokenize(), TokenizeOptions(), *images)
+    backend.poison = backend.gave[0]["tokens"][1]
+    items = await run_task(pipeline, Reconstruct(), None, *images)
+    assert [type(item.error) for item in items] == [type(None), InferenceError, type(None)]
+    assert items[1].image is not None
+
+
+async def test_tokens_that_are_not_in_the_codebook_are_the_engines_fault(chain: tuple[Pipeline, ChainedBackend]) -> None:
+    pipeline, backend = chain
+    gives = backend.infer
+
+    async def wild(entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
+        return {name: array + CODES for name, array in (await gives(entry, inputs, ticket)).items()}
+
+    backend.infer = wild  # type: ignore[method-assign]
+    (item,) = await run_task(pipeline, Tokenize(), TokenizeOptions(), make_png())
+    assert isinstance(item.error, InferenceError)

@@ -1,7 +1,9 @@
 """Every tokenizer: exported and verified by the command's own line, then the same round trip through both engines that serve it."""
 
 import asyncio
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ from app.backends.onnxruntime import OnnxRuntimeBackend
 from app.backends.triton import TritonBackend
 from app.golden import check_golden
 from app.main import create_app
-from app.manifest import read_entry
+from app.manifest import GoldenExample, read_entry
 from app.settings import Settings
+from app.token_format import MEDIA_TYPE
 from export.pipeline import export
 from tests import triton
 from tests.export.tokenizers import SIZE, TOKENIZERS
 from tests.factories import make_image
 
 pytestmark = pytest.mark.triton
+
+NPY = "application/x-npy"
 
 
 async def round_trip(backend: Backend, paths: tuple[Path, ...], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +42,41 @@ async def round_trip(backend: Backend, paths: tuple[Path, ...], images: np.ndarr
         await backend.close()
 
 
+def check_routes(name: str, paths: tuple[Path, ...], **settings: Any) -> None:
+    """Over HTTP: the golden images give the golden tokens, the golden tokens the golden pixels, and the container leads there too."""
+    tokenize, detokenize = (read_entry(path) for path in paths)
+    options = {"default_classify": "none", "preload": False, "repository_poll": 0} | settings
+    with TestClient(create_app(Settings(_env_file=None, repository=tokenize.path.parents[1], **options))) as client:
+
+        def ask(task: str, body: bytes, form: str) -> bytes:
+            response = client.post(f"/v1/{task}?model={name}", content=body, headers={"Accept": form})
+            assert (response.status_code, response.headers["Content-Type"]) == (200, form), response.text
+            return response.content
+
+        for example in tokenize.manifest.golden:
+            photo = (tokenize.path / str(example.image)).read_bytes()
+            agree(ask("tokenize", photo, NPY), tokenize.path, example, "tokens")
+            there_and_back = ask("detokenize", ask("tokenize", photo, MEDIA_TYPE), NPY)
+            assert np.array_equal(load(there_and_back), load(ask("reconstruct", photo, NPY)))
+        for example in detokenize.manifest.golden:
+            with np.load(detokenize.path / str(example.inputs)) as inputs:
+                body = BytesIO()
+                np.save(body, inputs["tokens"])
+            agree(ask("detokenize", body.getvalue(), NPY), detokenize.path, example, "image")
+        assert tokenize.manifest.golden
+        assert detokenize.manifest.golden
+
+
+def load(content: bytes) -> np.ndarray:
+    return np.load(BytesIO(content), allow_pickle=False)
+
+
+def agree(content: bytes, directory: Path, example: GoldenExample, name: str) -> None:
+    with np.load(directory / example.outputs) as outputs:
+        difference = np.abs(load(content).astype(np.int64) - outputs[name])
+    assert np.mean(difference > example.tolerance) <= example.outliers
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_export_verify_serve(name: str, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
@@ -51,9 +91,11 @@ def test_export_verify_serve(name: str, tmp_path: Path) -> None:
     assert (row["id"], row["task"], row["problems"]) == (name.replace("_", "-"), "tokenize", [])
     images = np.stack([np.asarray(make_image(SIZE, SIZE, seed)) for seed in range(3)])
     embedded = asyncio.run(round_trip(OnnxRuntimeBackend(), published.paths, images))
+    check_routes(name.replace("_", "-"), published.paths)
     with triton.serve(repository) as server:
         backend = TritonBackend(f"127.0.0.1:{server.ports.grpc}")
         remote = asyncio.run(round_trip(backend, published.paths, images))
+        check_routes(name.replace("_", "-"), published.paths, backend="triton", triton_url=f"127.0.0.1:{server.ports.grpc}")
     assert np.mean(embedded[0] == remote[0]) >= 0.999
     assert np.mean(np.abs(embedded[1].astype(int) - remote[1]) > 1) <= 0.001
     assert embedded[1].shape == images.shape

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from starlette.testclient import TestClient
 
 
@@ -29,3 +30,30 @@ def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
         assert (response.status_code, response.json()["status"]) == (status, status)
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["request_id"] == response.headers["X-Request-ID"]
+
+
+IMAGES = {"image/*", "multipart/form-data", "application/json"}
+TOKENS = {"application/json", "application/x-npy", "application/vnd.vitrine.tokens"}
+PICTURES = {"application/json", "image/png", "image/jpeg", "image/webp", "application/x-npy"}
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "bodies", "answers"),
+    [
+        ("tokenize", {"model", "psnr"}, IMAGES, TOKENS),
+        ("detokenize", {"model", "codebook", "quality"}, TOKENS, PICTURES),
+        ("reconstruct", {"model", "quality"}, IMAGES, PICTURES),
+    ],
+)
+def test_openapi_tells_every_form_of_tokens(
+    client: TestClient, task: str, parameters: set[str], bodies: set[str], answers: set[str]
+) -> None:
+    operation = client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    assert {parameter["name"] for parameter in operation["parameters"]} == parameters
+    assert set(operation["requestBody"]["content"]) == bodies
+    answer = operation["responses"]["200"]["content"]
+    assert set(answer) == answers
+    assert answer["application/json"]["schema"]["$ref"].endswith(f"/{task.capitalize()}Response")
+    assert {"X-Model", "X-Codebook", "X-PSNR"} <= set(operation["responses"]["200"]["headers"])
+    assert all(answer[form]["schema"]["format"] == "binary" for form in answers - {"application/json"})
+    assert operation["responses"]["406"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProblemResponse")
