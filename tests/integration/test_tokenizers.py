@@ -43,7 +43,7 @@ async def round_trip(backend: Backend, paths: tuple[Path, ...], images: np.ndarr
 
 
 def check_routes(name: str, paths: tuple[Path, ...], **settings: Any) -> None:
-    """Over HTTP: the golden images give the golden tokens, the golden tokens the golden pixels, and the container leads there too."""
+    """Over HTTP: golden images give golden tokens, golden tokens give golden pixels, and the container leads there too."""
     tokenize, detokenize = (read_entry(path) for path in paths)
     options = {"default_classify": "none", "preload": False, "repository_poll": 0} | settings
     with TestClient(create_app(Settings(_env_file=None, repository=tokenize.path.parents[1], **options))) as client:
