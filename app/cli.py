@@ -1,4 +1,7 @@
-"""The command line: `vitrine serve | models | classify | triton`. What a command needs is imported only when that command runs."""
+"""The command line: `vitrine serve | models | classify | tokenize | detokenize | triton`.
+
+What a command needs is imported only when that command runs.
+"""
 
 import glob
 import json
@@ -7,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +25,9 @@ if TYPE_CHECKING:
 
     from app.client import Classification, Client, ClientError, ModelInfo
     from app.settings import Settings
+    from app.token_files import Failure
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"))
-PHOTO_FAULTS = frozenset(
-    ("unreadable", "too_large", "unsupported_media", "undecodable_image", "inference_failed", "full", "deadline_exceeded")
-)
 ADDRESS = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200
 CHECKOUT_PHOTO = Path("docs/photos/espresso.jpg")
@@ -112,6 +113,58 @@ def classify(
 
 
 @app.command()
+def tokenize(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, directories or patterns.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The tar to write, or to add to.")],
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+) -> None:
+    """Turn photos into tokens: a tar with a token container for each.
+
+    What FILE has already is left out, unless the photo has changed:
+    the same command goes on where it was interrupted.
+    Exit code 1 when a photo has no tokens. docs/token-format.md has more.
+    """
+    from app.token_archive import TokenArchive  # noqa: PLC0415
+    from app.token_files import missing_photos, name_photos, tokenize_photos  # noqa: PLC0415
+
+    found = find_photos(photos)
+    with _token_faults(), TokenArchive(output) as archive:
+        missing = missing_photos(archive, name_photos(found))
+        with _progress(len(missing)) as advance, _client(url, local, repository) as client:
+            failures = tokenize_photos(client, missing, archive, model, advance)
+    _report(failures, f"{output}: {len(archive)} photos, {len(missing) - len(failures)} of them new")
+
+
+@app.command()
+def detokenize(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar of `vitrine tokenize`, or one token container.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The directory for the images.")],
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+) -> None:
+    """Turn tokens into images again: PNG files named like the photos.
+
+    What DIR has already is left as it is, unless FILE is newer:
+    the same command goes on where it was interrupted.
+    Exit code 1 when an image cannot be made.
+    """
+    from app.token_files import read_saved, restore_images  # noqa: PLC0415
+
+    with _token_faults():
+        saved = read_saved(file)
+        with _progress(len(saved.records)) as advance, _client(url, local, repository) as client:
+            restored = restore_images(client, saved, output, model, advance)
+    _report(restored.failures, f"{output}: {restored.written} images written, {restored.kept} were there")
+
+
+@app.command()
 def triton(
     repository: Repository = None,
     http_port: Port = 8003,
@@ -157,6 +210,40 @@ def find_photos(patterns: Iterable[str]) -> list[Path]:
             _fail(f"There is no photo at {pattern}.")
         found += matches
     return found
+
+
+@contextmanager
+def _token_faults() -> Iterator[None]:
+    """A file of tokens that cannot be used ends the command with a sentence, an interruption with what to do about it."""
+    from app.token_archive import TokenArchiveError  # noqa: PLC0415
+
+    try:
+        yield
+    except TokenArchiveError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Interrupted. The same command goes on from here.", code=130)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal, and nothing in a pipe or a log; the block is given what moves it on by one."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = total == 0 or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _report(failures: "Sequence[Failure]", done: str) -> None:
+    for failure in failures:
+        typer.echo(f"vitrine: {failure.name}: {failure.reason}", err=True)
+    typer.echo(f"{done}, {len(failures)} failed." if failures else f"{done}.")
+    if failures:
+        raise typer.Exit(1)
 
 
 def _settings(**given: Any) -> "Settings":
@@ -221,7 +308,7 @@ def _classify_each(
     client: "Client", files: Sequence[Path], model: str | None, top_k: int | None, failed: list[Path]
 ) -> "Iterator[tuple[Path, Classification | ClientError]]":
     """One request per photo, in order. An error that concerns the photo is its answer and puts it on `failed`."""
-    from app.client import ClientError  # noqa: PLC0415
+    from app.client import PHOTO_FAULTS, ClientError  # noqa: PLC0415
 
     for file in files:
         try:

@@ -3,20 +3,42 @@
 with Client("http://127.0.0.1:8000") as client:
     answer = client.classify(Path("photo.jpg"), top_k=3)
     print(answer.results[0].predictions[0].label)
+
+    grids = client.tokenize(Path("photo.jpg")).grids
+    Path("photo.png").write_bytes(client.detokenize(grids).results[0].reconstruction.data)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx2
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Base64Bytes, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from app import token_format
+from app.errors import InputError
+from app.token_format import TokenGrids
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+PHOTO_FAULTS = frozenset(
+    (
+        "unreadable",
+        "too_large",
+        "unsupported_media",
+        "undecodable_image",
+        "malformed_tokens",
+        "inference_failed",
+        "full",
+        "deadline_exceeded",
+    )
+)
+"""Codes of an error that concerns one image: the next may well be answered."""
 
 Photo = Path | bytes
+SavedGrids = Path | bytes
 T = TypeVar("T")
 
 
@@ -24,7 +46,7 @@ class ClientError(Exception):
     """The gateway did not answer, or answered with an error; the message is its sentence for people.
 
     `code` is the server's stable code, or `unreachable`, `timeout`, `unreadable` (a file here), `not_vitrine`; `status` and
-    `request_id` are None when no answer came.
+    `request_id` are None when no answer came. Token grids that cannot be sent have the code that the server would give.
     """
 
     def __init__(self, detail: str, *, code: str, status: int | None = None, request_id: str | None = None) -> None:
@@ -89,6 +111,73 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class Tokenization:
+    """The tokens of every image of the request, in its order; if asked, `psnr` of each in dB (infinite: not a value differs)."""
+
+    id: str
+    model: str
+    version: int
+    grids: TokenGrids
+    psnr: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that a model made: a file of `media_type`, and its size in pixels."""
+
+    data: Annotated[Base64Bytes, Field(alias="base64")]
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DetokenizeItem:
+    """One grid of the request: the image that it stands for, or the `error` it alone met."""
+
+    index: int
+    reconstruction: Picture | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Detokenization:
+    """The answer to one request, one item per grid in its order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[DetokenizeItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReconstructItem:
+    """One image of the request: what comes back through the tokens, or the `error` it alone met.
+
+    `psnr` in dB (infinite: not a value differs) and `ssim`, against the image as the engine gets it.
+    """
+
+    index: int
+    reconstruction: Picture | None = None
+    psnr: Annotated[float | None, BeforeValidator(lambda value: math.inf if value is None else value)] = None
+    ssim: float | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The answer to one request, one item per image in its order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[ReconstructItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """One model of the repository. `version` is the one that answers when none is named."""
 
@@ -109,6 +198,8 @@ class _ModelList:
 
 
 _CLASSIFICATION = TypeAdapter(Classification)
+_DETOKENIZATION = TypeAdapter(Detokenization)
+_RECONSTRUCTION = TypeAdapter(Reconstruction)
 _MODELS = TypeAdapter(_ModelList)
 _PROBLEM = TypeAdapter(Problem)
 
@@ -134,10 +225,54 @@ class Client:
         Raises:
             ClientError: a file cannot be read, no answer came, or the whole request was refused.
         """
-        several = [photos] if isinstance(photos, Path | bytes) else photos
-        files = [("image", (_name(photo), _read(photo), "application/octet-stream")) for photo in several]
-        parameters = {name: value for name, value in (("model", model), ("top_k", top_k)) if value is not None}
-        return self._call(_CLASSIFICATION, "POST", "/v1/classify", params=parameters, files=files)
+        return self._call(_CLASSIFICATION, "POST", "/v1/classify", params=_given(model=model, top_k=top_k), files=_files(photos))
+
+    def tokenize(self, photos: Photo | Sequence[Photo], *, model: str | None = None, psnr: bool = False) -> Tokenization:
+        """The tokens of one photo or several in one request, which come as a container, about a third of the JSON.
+
+        A container has no place for errors: when one photo of several fails, so does the request.
+
+        Args:
+            psnr: turn the tokens into images again and say how close they are.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or a photo or the whole request was refused.
+        """
+        response = self._answer(
+            "POST",
+            "/v1/tokenize",
+            params=_given(model=model, psnr=psnr or None),
+            files=_files(photos),
+            headers={"Accept": token_format.MEDIA_TYPE},
+        )
+        try:
+            name, _, version = response.headers["X-Model"].rpartition("@")
+            ratios = tuple(float(ratio) for ratio in response.headers["X-PSNR"].split(",")) if psnr else None
+            grids = token_format.unpack(response.content)
+            return Tokenization(response.headers["X-Request-ID"], name, int(version), grids, ratios)
+        except (KeyError, ValueError, InputError) as error:
+            raise _foreign(response) from error
+
+    def detokenize(self, grids: TokenGrids | SavedGrids, *, model: str | None = None) -> Detokenization:
+        """The images, as PNG, that token grids stand for: what `tokenize` gave, or a saved container, as a path or its bytes.
+
+        Raises:
+            ClientError: the file cannot be read or is no token container, no answer came, or the whole request was refused.
+        """
+        try:
+            container = token_format.pack(grids if isinstance(grids, TokenGrids) else read_grids(grids))
+        except InputError as error:
+            raise ClientError(error.detail, code=error.code) from error
+        headers = {"Content-Type": token_format.MEDIA_TYPE, "Accept": "application/json"}
+        return self._call(_DETOKENIZATION, "POST", "/v1/detokenize", params=_given(model=model), content=container, headers=headers)
+
+    def reconstruct(self, photos: Photo | Sequence[Photo], *, model: str | None = None) -> Reconstruction:
+        """Photos through the tokens and back, as PNG, and how much is left. One that fails among several is an item's error.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or the whole request was refused.
+        """
+        return self._call(_RECONSTRUCTION, "POST", "/v1/reconstruct", params=_given(model=model), files=_files(photos))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Every model of the repository, those that cannot serve included.
@@ -164,13 +299,18 @@ class Client:
         self.close()
 
     def _call(self, shape: TypeAdapter[T], method: str, path: str, **request: Any) -> T:
-        response = self._send(method, path, **request)
-        if response.headers.get("content-type", "").startswith("application/problem+json"):
-            raise _refusal(response)
+        response = self._answer(method, path, **request)
         try:
             return shape.validate_json(response.content)
         except ValidationError as error:
             raise _foreign(response) from error
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """What was answered, unless it is a problem document."""
+        response = self._send(method, path, **request)
+        if response.headers.get("content-type", "").startswith("application/problem+json"):
+            raise _refusal(response)
+        return response
 
     def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
         """The one place where the HTTP library's exceptions become ours."""
@@ -184,6 +324,19 @@ class Client:
             raise ClientError(f"The connection to {self.url} failed: {error}.", code="unreachable") from error
 
 
+def read_grids(saved: SavedGrids) -> TokenGrids:
+    """The grids of a saved container: a path, or its bytes.
+
+    Raises:
+        ClientError: the file cannot be read, or it is no token container.
+    """
+    try:
+        return token_format.unpack(_read(saved))
+    except InputError as error:
+        where = f"{saved}: " if isinstance(saved, Path) else ""
+        raise ClientError(f"{where}{error.detail}", code=error.code) from error
+
+
 def _address(url: str) -> httpx2.URL:
     try:
         address = httpx2.URL(url.rstrip("/"))
@@ -192,6 +345,16 @@ def _address(url: str) -> httpx2.URL:
     if address.scheme not in ("http", "https") or not address.host:
         raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}.", code="unreachable")
     return address
+
+
+def _given(**parameters: object) -> dict[str, object]:
+    """Query parameters without those that are left to the gateway."""
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _files(photos: Photo | Sequence[Photo]) -> list[tuple[str, tuple[str, bytes, str]]]:
+    several = [photos] if isinstance(photos, Path | bytes) else photos
+    return [("image", (_name(photo), _read(photo), "application/octet-stream")) for photo in several]
 
 
 def _name(photo: Photo) -> str:
