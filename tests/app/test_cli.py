@@ -193,7 +193,10 @@ def test_the_address_shown_is_one_to_open(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("module", "spared"),
     [
-        ("app.cli", ("app.main", "fastapi", "httpx2", "numpy", "onnxruntime", "pydantic", "rich.table", "uvicorn")),
+        (
+            "app.cli",
+            ("app.main", "app.token_files", "fastapi", "httpx2", "numpy", "onnxruntime", "pydantic", "rich.table", "uvicorn"),
+        ),
         ("app.main", ("rich.table", "tritonclient.grpc", "typer")),
     ],
 )
@@ -207,4 +210,4 @@ def test_imports_that_would_slow_the_start_wait(module: str, spared: tuple[str, 
 def test_version_and_help(tmp_path: Path) -> None:
     assert vitrine("--version", cwd=tmp_path).stdout.startswith("vitrine ")
     shown = vitrine(cwd=tmp_path)
-    assert all(command in shown.stdout for command in ("serve", "models", "classify", "triton"))
+    assert all(command in shown.stdout for command in ("serve", "models", "classify", "tokenize", "detokenize", "triton"))

@@ -1,18 +1,24 @@
 """The client against a real gateway, and against everything that is none."""
 
+import math
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from app.client import Client, ClientError
+from app.client import Client, ClientError, read_grids
+from app.token_format import TokenGrids, pack
 from tests.factories import encode
 from tests.gateway import free_port, gateway
-from tests.repository import LABELS, add_entry, make_repository
+from tests.repository import LABELS, add_entry, make_images, make_repository
+from tests.tokenizer_repository import CODEBOOK, GRID, STEP, add_tokenizer, image_of, tokens_of
 
 RED = encode(Image.new("RGB", (40, 30), (200, 10, 10)), "PNG")
 BLUE = encode(Image.new("RGB", (30, 40), (10, 10, 200)), "JPEG")
@@ -23,6 +29,7 @@ BROKEN = RED[:60]
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     repository = make_repository(tmp_path_factory.mktemp("client") / "repository")
     add_entry(repository, version=2)
+    add_tokenizer(repository)
     (add_entry(repository, "broken").path / "model.onnx").unlink()
     with gateway(repository, default_classify="colours") as url, Client(url) as client:
         yield client
@@ -134,6 +141,7 @@ class Stranger(BaseHTTPRequestHandler):
         kind, body, status = {
             "/json/v1/models": ("application/json", b'{"data": "none"}', 200),
             "/html/v1/models": ("text/html", b"<html>", 502),
+            "/json/v1/tokenize": ("application/json", b"{}", 200),
             "/problem/v1/models": ("application/problem+json", b'{"title": "Bad gateway"}', 502),
         }.get(self.path, ("", b"", 0))
         if status:
@@ -141,6 +149,10 @@ class Stranger(BaseHTTPRequestHandler):
             self.send_header("Content-Type", kind)
             self.end_headers()
             self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         """Keep the tests' output clean."""
@@ -156,6 +168,12 @@ def stranger() -> Iterator[str]:
         thread.join()
 
 
+def test_a_stranger_has_no_tokens(stranger: str) -> None:
+    with Client(f"{stranger}/json/") as client, pytest.raises(ClientError) as caught:
+        client.tokenize(RED)
+    assert caught.value.code == "not_vitrine"
+
+
 @pytest.mark.parametrize(
     ("path", "code"), [("json", "not_vitrine"), ("html", "not_vitrine"), ("problem", "not_vitrine"), ("silence", "unreachable")]
 )
@@ -163,3 +181,76 @@ def test_a_stranger_answers(stranger: str, path: str, code: str) -> None:
     with Client(f"{stranger}/{path}/") as client, pytest.raises(ClientError) as caught:
         client.models()
     assert caught.value.code == code
+
+
+def block_image(seed: int) -> bytes:
+    return encode(Image.fromarray(make_images(1, size=32, seed=seed)[0]), "PNG")
+
+
+def test_tokens_and_back(client: Client, tmp_path: Path) -> None:
+    pixels = np.concatenate([make_images(1, size=32, seed=seed) for seed in (0, 1)])
+    answer = client.tokenize([block_image(0), block_image(1)], psnr=True)
+    assert (answer.model, answer.version, len(answer.id) > 8) == ("greys", 1, True)
+    assert (answer.grids.codebook, answer.grids.size) == (CODEBOOK.id, CODEBOOK.size)
+    assert np.array_equal(answer.grids.tokens[:, 0], tokens_of(pixels))
+    assert answer.psnr is not None
+    assert [10 < ratio < 40 for ratio in answer.psnr] == [True, True]
+
+    images = [item.reconstruction for item in client.detokenize(answer.grids, model="greys@1").results]
+    assert all(image is not None and (image.media_type, image.width, image.height) == ("image/png", 32, 32) for image in images)
+    decoded = np.stack([np.asarray(Image.open(BytesIO(image.data))) for image in images])
+    assert np.array_equal(decoded, image_of(tokens_of(pixels)))
+
+    saved = tmp_path / "photo.vtok"
+    saved.write_bytes(pack(answer.grids))
+    assert [item.reconstruction for item in client.detokenize(saved).results] == images
+    assert [item.reconstruction for item in client.detokenize(saved.read_bytes()).results] == images
+    assert np.array_equal(read_grids(saved).tokens, answer.grids.tokens)
+
+
+def test_tokens_are_not_measured_unless_asked(client: Client) -> None:
+    assert client.tokenize(block_image(0)).psnr is None
+
+
+def test_one_photo_without_tokens_refuses_the_request(client: Client) -> None:
+    with pytest.raises(ClientError, match="Image 1, counted from 0") as caught:
+        client.tokenize([block_image(0), BROKEN])
+    assert (caught.value.code, caught.value.status) == ("undecodable_image", 422)
+
+
+def test_reconstruct(client: Client) -> None:
+    flat = encode(Image.new("RGB", (32, 32), (STEP // 2,) * 3), "PNG")  # what the codes keep exactly
+    photo, broken, exact = client.reconstruct([block_image(0), BROKEN, flat]).results
+    assert photo.reconstruction is not None
+    pixels = np.asarray(Image.open(BytesIO(photo.reconstruction.data)))
+    assert np.array_equal(pixels, image_of(tokens_of(make_images(1, size=32, seed=0)))[0])
+    assert 10 < photo.psnr < 40
+    assert 0 < photo.ssim < 1
+    assert photo.image is not None
+    assert (broken.reconstruction, broken.psnr, broken.error and broken.error.code) == (None, None, "undecodable_image")
+    assert (exact.psnr, exact.ssim) == (math.inf, pytest.approx(1))
+
+
+GRIDS = TokenGrids(np.zeros((1, 1, *GRID), np.int32), CODEBOOK.id, CODEBOOK.size)
+
+
+@pytest.mark.parametrize(
+    ("grids", "code", "status", "words"),
+    [
+        (replace(GRIDS, codebook="ab" * 32), "invalid_value", 422, "codebook"),
+        (replace(GRIDS, tokens=GRIDS.tokens[..., :3]), "invalid_value", 422, "A grid of this model's tokens is"),
+        (replace(GRIDS, tokens=GRIDS.tokens + 16), "invalid_value", None, "tokens must be 0 to 15."),
+        (pack(GRIDS)[:-1], "malformed_tokens", None, "is cut off"),
+        (Path("none.vtok"), "unreadable", None, "none.vtok cannot be read"),
+    ],
+)
+def test_grids_that_cannot_be_used(client: Client, grids, code: str, status: int | None, words: str) -> None:
+    with pytest.raises(ClientError, match=words) as caught:
+        client.detokenize(grids)
+    assert (caught.value.code, caught.value.status) == (code, status)
+
+
+def test_a_saved_file_that_is_no_container_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photo.vtok").write_bytes(RED)
+    with pytest.raises(ClientError, match=r"photo.vtok: This is no token container"):
+        read_grids(tmp_path / "photo.vtok")
