@@ -61,6 +61,7 @@ def serve(
     repository: Repository = None,
     triton_url: Annotated[str | None, typer.Option(help="Triton's gRPC endpoint.", show_default="127.0.0.1:8001")] = None,
     default_classify: Annotated[str | None, typer.Option(help="Model that answers when none is named.")] = None,
+    default_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that answers when none is named.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.", show_default="1")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,

@@ -1,6 +1,7 @@
 """The client against a real gateway, and against everything that is none."""
 
 import math
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tests.tokenizer_repository import CODEBOOK, GRID, STEP, add_tokenizer, imag
 RED = encode(Image.new("RGB", (40, 30), (200, 10, 10)), "PNG")
 BLUE = encode(Image.new("RGB", (30, 40), (10, 10, 200)), "JPEG")
 BROKEN = RED[:60]
+TOKEN_FORMAT = Path(__file__).parents[2] / "docs/token-format.md"
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,17 @@ def test_reconstruct(client: Client) -> None:
     assert photo.image is not None
     assert (broken.reconstruction, broken.psnr, broken.error and broken.error.code) == (None, None, "undecodable_image")
     assert (exact.psnr, exact.ssim) == (math.inf, pytest.approx(1))
+
+
+def test_the_documented_program(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"^```py\n(.*?)^```$", TOKEN_FORMAT.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(block_image(0))
+    Path("photo.vtok").write_bytes(pack(client.tokenize(block_image(0)).grids))
+    names = {"Client": Client, "Path": Path}
+    exec(program.replace("http://127.0.0.1:8000", client.url), names)
+    assert np.array_equal(names["grids"].tokens[:, 0], tokens_of(make_images(1, size=32, seed=0)))
+    assert names["again"].results[0].reconstruction.data == names["image"]
 
 
 GRIDS = TokenGrids(np.zeros((1, 1, *GRID), np.int32), CODEBOOK.id, CODEBOOK.size)

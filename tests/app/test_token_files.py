@@ -2,6 +2,8 @@
 
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import tarfile
@@ -25,6 +27,7 @@ from tests.repository import make_images
 from tests.tokenizer_repository import CODEBOOK, add_tokenizer, image_of, tokens_of
 
 PHOTOS, MANY = 9, 150
+TOKEN_FORMAT = Path(__file__).parents[2] / "docs/token-format.md"
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +215,17 @@ def test_an_image_that_cannot_be_written_ends_it(client: Client, folder: Path) -
 
 
 def test_the_commands(client: Client, folder: Path) -> None:
+    """As docs/token-format.md has them."""
+    (shown,) = re.findall(r"^```sh\n(.*?)^```$", TOKEN_FORMAT.read_text(), re.MULTILINE | re.DOTALL)
+    tokenizing, detokenizing = (shlex.split(line, comments=True)[1:] for line in shown.splitlines())
     Path("photos/b.jpg").write_bytes(b"text")
-    made = vitrine("tokenize", "photos", "-o", "tokens.tar", "--url", client.url, cwd=folder)
+    made = vitrine(*tokenizing, "--url", client.url, cwd=folder)
     assert (made.returncode, made.stdout) == (1, f"tokens.tar: {PHOTOS} photos, {PHOTOS} of them new, 1 failed.\n")
     assert made.stderr.startswith("vitrine: photos/b.jpg: The bytes are plain text")
     assert made.stderr.count("\n") == 1, "no progress bar in a pipe"
-    restored = vitrine("detokenize", "tokens.tar", "-o", "out", cwd=folder, url=client.url)
-    assert (restored.returncode, restored.stdout, restored.stderr) == (0, f"out: {PHOTOS} images written, 0 were there.\n", "")
-    check_images(Path("out"))
+    restored = vitrine(*detokenizing, cwd=folder, url=client.url)
+    assert (restored.returncode, restored.stdout, restored.stderr) == (0, f"images: {PHOTOS} images written, 0 were there.\n", "")
+    check_images(Path("images"))
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
