@@ -195,10 +195,11 @@ class Catalog:
             return candidates[0]
         if candidates:
             raise ModelNotChosenError(f"Name a model; these answer {task}: {_list(candidates)}.", field="model")
-        problems = [f"{model.name}: {problem}" for model in self.models.values() for problem in model.problems]
-        if problems:
-            raise ModelUnavailableError(f"No model for {task} can serve: {'; '.join(problems)}.")
-        raise ModelNotFoundError(f"There is no model for {task} in the repository; export one with `python -m export`.")
+        problems = "; ".join(f"{model.name}: {problem}" for model in self.models.values() for problem in model.problems)
+        if problems and not any(model.versions for model in self.models.values()):
+            raise ModelUnavailableError(f"No model for {task} can serve: {problems}.")
+        unread = f" Not read: {problems}." if problems else ""  # of which task, nobody knows
+        raise ModelNotFoundError(f"There is no model for {task} in the repository; export one with `python -m export`.{unread}")
 
     def _load_in_background(self, model: Model, version: ModelVersion) -> "asyncio.Task[None]":
         """One load for everyone who waits; a request that gives up does not end it."""

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from tests.factories import make_png
+from tests.repository import add_entry
 
 
 def wait_until_ready(client: TestClient) -> None:
@@ -39,6 +40,16 @@ def test_not_ready_with_a_broken_model(make_client, repository: Path) -> None:
     response = client.get("/readyz")
     assert response.status_code == 503
     assert client.get("/livez").status_code == 200
+
+
+def test_ready_with_a_broken_model_beside_the_default(make_client, repository: Path) -> None:
+    """Of which task it is, nobody knows: those that have no model name it, and are not waited for."""
+    (add_entry(repository, "broken").path / "manifest.json").unlink()
+    client = make_client()
+    wait_until_ready(client)
+    refused = client.post("/v1/tokenize", content=make_png())
+    assert (refused.status_code, refused.json()["code"]) == (404, "model_not_found")
+    assert "Not read: broken: version 1" in refused.json()["detail"]
 
 
 def counts(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
