@@ -121,6 +121,14 @@ def test_a_part_with_a_spoilt_end_goes_on(tmp_path: Path, tail: bytes) -> None:
     assert members(path) == ["a.jpg.vtok", "c.jpg.vtok"]
 
 
+def test_nothing_after_a_damaged_record_is_kept(tmp_path: Path) -> None:
+    path, part = tmp_path / "tokens.tar", tmp_path / "tokens.tar.part"
+    interrupt(path, "a.jpg", "b.jpg", "c.jpg")
+    part.write_bytes(part.read_bytes().replace(pack(grids(1)), bytes(64)))
+    write(path, "d.jpg")
+    assert members(path) == ["a.jpg.vtok", "d.jpg.vtok"]
+
+
 def test_tokens_of_another_codebook_are_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "tokens.tar"
     write(path, "a.jpg")
