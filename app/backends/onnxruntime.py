@@ -1,11 +1,14 @@
 """The embedded engine: onnxruntime in this process, concurrent calls merged by `app.batch`."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -16,6 +19,7 @@ from app.errors import InferenceError
 from app.manifest import Entry
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+WARM_UP = 1.0  # seconds that the largest batch may take at a load
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,16 @@ class OnnxRuntimeBackend:
         wide = session
         if on_cpu and options.threads is None and options.most_threads > 1:
             wide = _session(entry, options.most_threads)
+        max_batch = min(entry.manifest.engine.max_batch, options.max_batch or entry.manifest.engine.max_batch)
+        forward = _forward(session, wide, entry)
+        _warm_up(forward, entry, max_batch)
         shared = self.pool if on_cpu else None
         threads = shared or ThreadPoolExecutor(options.instances, thread_name_prefix=f"infer-{entry}")
         batcher = Batcher(
             str(entry),
-            _forward(session, wide, entry),
+            forward,
             threads,
-            max_batch=min(entry.manifest.engine.max_batch, options.max_batch or entry.manifest.engine.max_batch),
+            max_batch=max_batch,
             workers=options.instances,
             max_queue=self.max_queue,
             delay=options.batch_delay,
@@ -127,6 +134,8 @@ def _session(entry: Entry, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # A spinning thread pool steals the cores that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A pattern is one block for each size of a batch: between blocks of many sizes the arena's free memory falls to pieces.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     available = ort.get_available_providers()
     try:
@@ -154,6 +163,27 @@ def _forward(session: ort.InferenceSession, wide: ort.InferenceSession, entry: E
             raise InferenceError(f"{entry} failed on this input: {_first_line(error)}") from error
 
     return forward
+
+
+def _warm_up(forward: Forward, entry: Entry, max_batch: int) -> None:
+    """Let each session compute the largest batch once, so that it takes its memory now and not in the middle of the work.
+
+    Left out where that would take longer than WARM_UP, to judge by one row, and where a second axis is free.
+    """
+    shapes = {spec.name: (spec.shape[1:], spec.dtype) for spec in entry.manifest.inputs}
+    if any(-1 in shape for shape, _ in shapes.values()):
+        return
+
+    def run(rows: int, alone: bool) -> None:
+        forward({name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}, alone)
+
+    with suppress(InferenceError):  # zeros need not be an input that it takes; what it takes is the smoke test's matter
+        run(1, False)
+        started = time.perf_counter()
+        run(1, False)
+        if max_batch * (time.perf_counter() - started) <= WARM_UP:
+            run(max_batch, False)
+            run(max_batch, True)
 
 
 def _check_names(what: str, have: set[str], want: set[str]) -> None:
