@@ -1,15 +1,16 @@
 """Vitrine and the servers that people would otherwise use, on the same model file and the same photo, in turn.
 
-`python -m load_tests.bench` measures the headline rows in about twenty minutes, `--full` every combination in some hours. A
-round starts each server alone, measures its cells and ends it; the next round begins with another server. What is finished is kept:
-a run that was interrupted goes on where it was. Needs wrk.
+`python -m load_tests.bench` measures the headline rows in less than fifteen minutes, `--full` every combination in some hours;
+`--dry-run` says what it would do, and how long. A round starts each server alone, measures its cells and ends it; the next round
+begins with another server. What is finished is kept: a run that was interrupted goes on where it was. Needs wrk.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,39 +19,51 @@ from typing import Annotated
 import typer
 
 from app import local_triton
-from load_tests import floor, images, models, report, sweep
+from load_tests import floor, images, models, plan, report
 from load_tests.cache import ROOT, cache
-from load_tests.cells import FLOOR, TRITON, VITRINE_ON_TRITON, Cell, Record, full, headline
+from load_tests.cells import FLOOR, TRITON, Cell, Record, full, headline
 from load_tests.images import PHOTOS
 from load_tests.models import MODELS, repository
+from load_tests.plan import WARM_UP, Start, duration
 from load_tests.processes import ServerError, unwind_on_sigterm
-from load_tests.servers import CONTENDERS, Contender, Tuning, predictions, start
+from load_tests.servers import CONTENDERS, Contender, predictions
+from load_tests.servers import start as make_server
 from load_tests.wrk import WrkError, body, run
 
-WARM_UP = 1.0  # seconds
-LARGE_PHOTO = 2.0  # times as long, because far fewer answers come
 FAILURES = (ServerError, WrkError, KeyError, ValueError, OSError, subprocess.SubprocessError, local_triton.LocalTritonError)
-Group = tuple[str, str, str]
-"""Cells that one start of a server serves: its name, the model, the goal its settings are chosen for."""
 
 
 def main(
+    *,
     all_cells: Annotated[bool, typer.Option("--full", help="Every model, photo and number of clients.")] = False,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="Of one cell; twice that for the 12 MP photo.")] = 3.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and end.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the report.", show_default="load_tests/results")] = None,
 ) -> None:
+    cells = full() if all_cells else headline()
+    starts = plan.starts(cells)
+    wanted = plan.minutes(cells, rounds, seconds)
+    if dry_run:
+        for start, members in starts.items():
+            print(f"{plan.expected(start, members, seconds):5.1f} s  {'; '.join(map(_name, members))}")
+    print(f"{rounds} rounds of {len(starts)} starts and {len(cells)} cells, about {wanted:.1f} minutes.", flush=True)
+    if dry_run:
+        return
     unwind_on_sigterm()
     images.make_all()
     models.make_all()
-    cells = full() if all_cells else headline()
+    began = time.monotonic()
     store = Store(cache() / ("bench-full.jsonl" if all_cells else "bench.jsonl"), fresh)
     for number in range(1, rounds + 1):
-        for group, members in _in_turn(_groups(cells), number):
+        for start, members in plan.in_turn(starts, number):
             missing = [cell for cell in members if not store.has(cell, number, seconds)]
             if missing:
-                _measure(group, missing, number, seconds, store)
+                _measure(start, missing, number, seconds, store)
+    print(
+        f"{(time.monotonic() - began) / 60:.1f} minutes; {wanted:.1f} were expected of a run that was not interrupted.", flush=True
+    )
     records = store.of(cells, rounds, seconds)
     for file in report.write(records, "full" if all_cells else "headline", output):
         print(file)
@@ -90,25 +103,10 @@ class Store:
         self.file.replace(self.file.with_suffix(".done.jsonl"))
 
 
-def _groups(cells: Iterable[Cell]) -> dict[Group, list[Cell]]:
-    groups: dict[Group, list[Cell]] = {}
-    for cell in cells:
-        goal = "latency" if cell.clients == 1 else "throughput"
-        groups.setdefault((cell.server, cell.model, goal), []).append(cell)
-    return groups
-
-
-def _in_turn(groups: dict[Group, list[Cell]], number: int) -> list[tuple[Group, list[Cell]]]:
-    """Each round begins a third further on, so that no server is always measured on the same state of the machine."""
-    items = list(groups.items())
-    first = (number - 1) * len(items) // 3 % len(items)
-    return items[first:] + items[:first]
-
-
-def _measure(group: Group, cells: Sequence[Cell], number: int, seconds: float, store: Store) -> None:
+def _measure(start: Start, cells: Sequence[Cell], number: int, seconds: float, store: Store) -> None:
     waiting = list(cells)
     try:
-        for record in _records(group, cells, number, seconds):
+        for record in _records(start, cells, number, seconds):
             waiting.remove(record.cell)
             store.add(record)
             print(f"round {number}: {_name(record.cell)}: {_figures(record)}", flush=True)
@@ -118,39 +116,37 @@ def _measure(group: Group, cells: Sequence[Cell], number: int, seconds: float, s
         print(f"round {number}: {_name(waiting[0])}: NO FIGURE: {str(error)[:2000]}", flush=True)
 
 
-def _records(group: Group, cells: Sequence[Cell], number: int, seconds: float) -> Iterator[Record]:
-    server, _, goal = group
-    if server == FLOOR:
-        yield from (_floor(cell, number, seconds) for cell in cells)
-    elif server in (TRITON, VITRINE_ON_TRITON):
+def _records(start: Start, cells: Sequence[Cell], number: int, seconds: float) -> Iterator[Record]:
+    if start.kind == FLOOR:
+        yield from _floor(cells, number, seconds)
+    elif start.kind == TRITON:
         with _triton() as url:
-            if server == TRITON:
-                yield from (_bare_triton(cell, number, seconds, url) for cell in cells)
-            else:
-                more = {"VITRINE_BACKEND": "triton", "VITRINE_TRITON_URL": url}
-                yield from _served(CONTENDERS["vitrine"], Tuning(), cells, number, seconds, **more)
+            more = {"VITRINE_BACKEND": "triton", "VITRINE_TRITON_URL": url}
+            for cell in cells:
+                if cell.server == TRITON:
+                    yield _bare_triton(cell, number, seconds, url)
+                else:
+                    yield from _served(Start("vitrine", cell.model), [cell], number, seconds, **more)
     else:
-        contender = CONTENDERS[server]
-        yield from _served(contender, sweep.best(sweep.load(), contender, goal), cells, number, seconds)
+        yield from _served(start, cells, number, seconds)
 
 
-def _served(
-    contender: Contender, tuning: Tuning, cells: Sequence[Cell], number: int, seconds: float, **more: str
-) -> Iterator[Record]:
-    server, url = start(contender, tuning, MODELS[cells[0].model], **more)
-    form, field = contender.ask(tuning)
+def _served(start: Start, cells: Sequence[Cell], number: int, seconds: float, **more: str) -> Iterator[Record]:
+    contender, tuning = _contender(cells[0]), start.tuning
+    server, url = make_server(contender, tuning, MODELS[start.model], **more)
     setting = f"{tuning.workers} worker{'s' * (tuning.workers > 1)}" if contender.kind == "vitrine" else str(tuning)
     with server:
         for cell in cells:
-            duration = _duration(cell, seconds)
+            form, field = _contender(cell).ask(tuning)
             sent = body(PHOTOS[cell.photo], form, field)
-            answer = predictions(contender.kind, server.wait(url, sent.content_type, sent.data))
+            answer = predictions(contender.kind, server.wait(url, sent))
             if len(answer) != 5:
                 raise ValueError(f"{len(answer)} predictions instead of 5")
-            run(url, sent, cell.clients, WARM_UP, cache() / "wrk")
+            if cell is cells[0]:
+                run(url, sent, cell.clients, WARM_UP, cache() / "wrk")
             server.settle()
             before = server.usage()
-            load = run(url, sent, cell.clients, duration, cache() / "wrk")
+            load = run(url, sent, cell.clients, duration(cell, seconds), cache() / "wrk")
             after = server.usage()
             if load.errors or not load.requests:
                 raise ValueError(f"{load.errors} of {load.requests} requests failed")
@@ -160,9 +156,15 @@ def _served(
             )  # fmt: skip
 
 
-def _floor(cell: Cell, number: int, seconds: float) -> Record:
-    found = floor.measure(MODELS[cell.model], PHOTOS[cell.photo], _duration(cell, seconds) / 2)
-    return Record(cell, number, seconds, found.rate, cpu=found.cpu, setting=f"batch {found.batch}")
+def _contender(cell: Cell) -> Contender:
+    """The gateway before Triton is asked as the gateway is."""
+    return CONTENDERS.get(cell.server, CONTENDERS["vitrine"])
+
+
+def _floor(cells: Sequence[Cell], number: int, seconds: float) -> Iterator[Record]:
+    photos = [(PHOTOS[cell.photo], duration(cell, seconds) / 2) for cell in cells]
+    for cell, found in zip(cells, floor.measure(MODELS[cells[0].model], photos), strict=True):
+        yield Record(cell, number, seconds, found.rate, cpu=found.cpu, setting=f"batch {found.batch}")
 
 
 def _bare_triton(cell: Cell, number: int, seconds: float, url: str) -> Record:
@@ -184,10 +186,6 @@ def _triton() -> Iterator[str]:
     home = local_triton.find(ROOT / local_triton.HOME)
     with TemporaryFile() as log, local_triton.LocalTriton(repository(), local_triton.free_ports(), home, log) as triton:
         yield triton.url
-
-
-def _duration(cell: Cell, seconds: float) -> float:
-    return seconds * LARGE_PHOTO if cell.photo == "12mp" else seconds
 
 
 def _name(cell: Cell) -> str:

@@ -4,22 +4,22 @@ One process per core and one thread per inference, with the functions that Vitri
 in this way can be faster; how near one comes is what it costs. `python -m load_tests.floor` prints one measurement.
 """
 
-import multiprocessing
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from app.settings import available_cpus
 from load_tests.images import PHOTOS, Photo
+from load_tests.loops import speeds
 from load_tests.models import MODELS, Model
 from load_tests.peers.classifier import Classifier
 
-WARM_UP = 1.0  # seconds
+WARM_UP = 0.5  # seconds, after a first batch
+BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -31,52 +31,33 @@ class Floor:
     batch: int
 
 
-def measure(model: Model, photo: Photo, seconds: float, batches: tuple[int, ...] = (1, 8)) -> Floor:
-    """The best of `batches`: the floor is what the machine can do, so the better batch counts."""
-    return max((_measure(model, photo, seconds, batch) for batch in batches), key=lambda floor: floor.rate)
+def measure(model: Model, photos: Sequence[tuple[Photo, float]]) -> list[Floor]:
+    """One for each photo, which has its seconds for each of BATCHES; the better one counts, for the floor is what can be done.
 
-
-def _measure(model: Model, photo: Photo, seconds: float, batch: int) -> Floor:
-    context = multiprocessing.get_context("spawn")
+    One set of processes measures all, because starting it takes longer than a measurement.
+    """
+    points = [((photo, batch), seconds) for photo, seconds in photos for batch in BATCHES]
     settings = {"BENCH_MODEL": str(model.onnx), "BENCH_MANIFEST": str(model.manifest), "BENCH_DECODE": "vitrine"}
-    data = photo.path.read_bytes()
-    cores = available_cpus()
-    barrier = context.Barrier(cores)
-    with context.Pool(cores, _set, (settings, barrier)) as pool:
-        parts = pool.starmap(_loop, [(data, batch, seconds)] * cores, chunksize=1)
-    return Floor(sum(images / wall for images, wall, _ in parts), sum(p[2] for p in parts) / sum(p[0] for p in parts), batch)
+    found = speeds(partial(_Classify, settings), points, available_cpus(), WARM_UP)
+    floors = [Floor(speed.rate, speed.cpu, batch) for ((_, batch), _), speed in zip(points, found, strict=True)]
+    return [
+        max(floors[start : start + len(BATCHES)], key=lambda floor: floor.rate) for start in range(0, len(floors), len(BATCHES))
+    ]
 
 
-_together: Barrier | None = None
+class _Classify:
+    def __init__(self, settings: dict[str, str]) -> None:
+        os.environ.update(settings)
+        self.classifier: Any = Classifier()
+        self.data = {photo.file: photo.path.read_bytes() for photo in PHOTOS.values()}
 
-
-def _set(settings: Mapping[str, str], barrier: Barrier) -> None:
-    global _together  # noqa: PLW0603 -- a barrier reaches a spawned process only when it starts
-    os.environ.update(settings)
-    _together = barrier
-
-
-def _loop(data: bytes, batch: int, seconds: float) -> tuple[int, float, float]:
-    """(images, wall seconds, processor seconds) of one process."""
-    classifier = Classifier()
-    assert _together is not None
-    _together.wait(60)
-    _run(classifier, data, batch, WARM_UP)
-    cpu, started = time.process_time(), time.perf_counter()
-    images = _run(classifier, data, batch, seconds)
-    return images, time.perf_counter() - started, time.process_time() - cpu
-
-
-def _run(classifier: Any, data: bytes, batch: int, seconds: float) -> int:
-    until = time.perf_counter() + seconds
-    images = 0
-    while time.perf_counter() < until:
-        frames = [classifier.prepare(data) for _ in range(batch)]
-        classifier.infer(np.stack(frames) if batch > 1 else frames[0][None])
-        images += batch
-    return images
+    def step(self, point: tuple[Photo, int]) -> int:
+        photo, batch = point
+        frames = [self.classifier.prepare(self.data[photo.file]) for _ in range(batch)]
+        self.classifier.infer(np.stack(frames) if batch > 1 else frames[0][None])
+        return batch
 
 
 if __name__ == "__main__":
-    found = measure(MODELS["small"], PHOTOS["500x334"], 5)
+    found = measure(MODELS["small"], [(PHOTOS["500x334"], 5)])[0]
     print(f"{found.rate:.1f} images/s, {1000 * found.cpu:.2f} ms of processor time per image, batch {found.batch}")

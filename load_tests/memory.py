@@ -31,7 +31,7 @@ def main(
     sent = body(PHOTOS["500x334"], "raw")
     server, url = start(CONTENDERS["vitrine"], Tuning(), MODELS["small"])
     with server:
-        server.wait(url, sent.content_type, sent.data)
+        server.wait(url, sent)
         _send(server, url, sent, warm_up)
         before = server.usage().memory
         done = _send(server, url, sent, requests)

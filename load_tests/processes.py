@@ -19,9 +19,12 @@ from types import TracebackType
 
 import psutil
 
+from load_tests.wrk import Body
+
 MARK = "VITRINE_BENCH_SERVER"
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+GONE_SECONDS = 5.0  # after a kill
 SETTLE_SECONDS = 30.0
 SETTLE_STEP = 0.3
 IDLE = 0.3  # of one core; Ray's own processes never rest
@@ -65,14 +68,16 @@ class Server:
             )
         return self
 
-    def wait(self, url: str, content_type: str, data: bytes) -> bytes:
-        """Send `data` until it is answered with 200, and give that answer.
+    def wait(self, url: str, sent: Body | None = None) -> bytes:
+        """Send `sent` (GET without it) until it is answered with 200, and give that answer.
 
         Raises:
             ServerError: the server ended, or there is no right answer in time.
         """
         assert self.process is not None
-        request = urllib.request.Request(url, data, {"Content-Type": content_type})  # noqa: S310
+        request = urllib.request.Request(url)  # noqa: S310
+        if sent is not None:
+            request = urllib.request.Request(url, sent.data, {"Content-Type": sent.content_type, "Accept": sent.accept})  # noqa: S310
         until = time.monotonic() + READY_SECONDS
         reason = "no answer"
         while time.monotonic() < until:
@@ -112,6 +117,9 @@ class Server:
         cpu = sum(self._seen.values())  # a process that has ended keeps the time it was last seen with
         return Usage(cpu, memory)
 
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes()]
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self.process is not None
         processes = self._processes()
@@ -126,7 +134,9 @@ class Server:
                 process.kill()
             except psutil.Error:
                 continue
-        psutil.wait_procs(processes, 5)
+        until = time.monotonic() + GONE_SECONDS
+        while any(map(_lives, processes)) and time.monotonic() < until:
+            time.sleep(0.02)
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -140,3 +150,11 @@ class Server:
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie does not: nothing of it is left but that its parent, often the system's first process, has not asked."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -34,15 +34,19 @@ def write(records: Sequence[Record], kind: str, output: Path | None = None) -> l
     directory = output or RESULTS
     directory.mkdir(parents=True, exist_ok=True)
     about = describe()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['processor']} {about['cores']} cores".lower()).strip("-")
-    stem = directory / f"{kind}-{about['date'][:10]}-{slug}"
     targets = verdicts(records)
-    files = [Path(f"{stem}{suffix}") for suffix in (".md", ".json", ".png")]
+    files = files_of(kind, about, directory)
     files[0].write_text(markdown(records, targets, about))
     content = {"about": about, "targets": [asdict(each) for each in targets], "cells": [each.as_json() for each in records]}
     files[1].write_text(json.dumps(content, indent=1) + "\n")
     plot(records, about, files[2])
     return files
+
+
+def files_of(kind: str, about: dict[str, Any], directory: Path) -> list[Path]:
+    """Table, figures and picture: kind, day and machine make their name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['processor']} {about['cores']} cores".lower()).strip("-")
+    return [directory / f"{kind}-{about['date'][:10]}-{slug}{suffix}" for suffix in (".md", ".json", ".png")]
 
 
 def describe() -> dict[str, Any]:
@@ -82,7 +86,7 @@ def markdown(records: Sequence[Record], targets: Sequence[Verdict], about: dict[
         "",
         "| work | target | measured | |",
         "| --- | --- | --- | --- |",
-        *(f"| {each.work} | {each.goal} | {_interval(each.estimate)} | {_word(each)} |" for each in targets),
+        *(f"| {each.work} | {each.goal} | {interval(each.estimate)} | {word(each)} |" for each in targets),
     ]
     for (model, photo, clients), rows in _sections(records).items():
         lines += ["", f"## {model} net, {photo}, {clients} client{'s' * (clients > 1)}", ""]
@@ -147,7 +151,7 @@ def _row(rounds: list[Record]) -> str:
     latencies = (middle(lambda r: r.p50, 2), middle(lambda r: r.p90, 2), middle(lambda r: r.p99, 2))
     others = (middle(lambda r: r.cpu, 2, 1000), middle(lambda r: r.memory, 0, 2**-20))
     setting = rounds[-1].setting + (f"decoding and resizing {middle(lambda r: r.prepare, 2)} ms" if rounds[-1].prepare else "")
-    return f"| {' | '.join((rounds[0].cell.server, _interval(_median(rounds, _rate), 1), *latencies, *others, setting))} |"
+    return f"| {' | '.join((rounds[0].cell.server, interval(_median(rounds, _rate), 1), *latencies, *others, setting))} |"
 
 
 def _rate(record: Record) -> float:
@@ -158,11 +162,13 @@ def _median(rounds: list[Record], figure: Callable[[Record], float]) -> Estimate
     return estimate([figure(record) for record in rounds])
 
 
-def _interval(found: Estimate | None, digits: int = 2) -> str:
+def interval(found: Estimate | None, digits: int = 2) -> str:
+    """A median and its interval, for a table."""
     return "not measured" if found is None else f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def _word(verdict: Verdict) -> str:
+def word(verdict: Verdict) -> str:
+    """Whether it was met, for a table."""
     return "" if verdict.met is None else "met" if verdict.met else "**MISSED**"
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,8 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
     url = f"http://127.0.0.1:{port}{contender.path}"
     log = cache() / "logs" / f"{contender.name.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{model.name}.log"
     if contender.kind == "vitrine":
-        settings = {
-            "VITRINE_REPOSITORY": str(repository()),
-            "VITRINE_PORT": str(port),
-            "VITRINE_DEFAULT_CLASSIFY": model.name,
-            "VITRINE_LOG_LEVEL": "warning",
-            **more,
-        }
-        command = [sys.executable, "-m", "app.cli", "serve"]
-        command += ["--workers", str(tuning.workers)] if tuning.workers > 1 else []
-        return Server(command, {**_everywhere(), "PYTHONPATH": str(ROOT), **settings}, cache(), log), url
+        settings = {"VITRINE_REPOSITORY": str(repository()), "VITRINE_DEFAULT_CLASSIFY": model.name, **more}
+        return vitrine(port, tuning.workers, log, settings), url
     python = environment_of(contender.kind)
     directory = PEERS / contender.kind
     settings = {
@@ -129,6 +122,14 @@ def start(contender: Contender, tuning: Tuning, model: Model, **more: str) -> tu
     }
     command = _COMMANDS.get(contender.kind, lambda *_: ["server.py"])(port, tuning)
     return Server([str(python), *command], {**_everywhere(), **settings}, directory, log), url
+
+
+def vitrine(port: int, workers: int, log: Path, settings: Mapping[str, str]) -> Server:
+    """A gateway of this working tree, not started yet, with nothing set but `settings`."""
+    command = [sys.executable, "-m", "app.cli", "serve"]
+    command += ["--workers", str(workers)] if workers > 1 else []
+    fixed = {"PYTHONPATH": str(ROOT), "VITRINE_PORT": str(port), "VITRINE_LOG_LEVEL": "warning"}
+    return Server(command, {**_everywhere(), **fixed, **settings}, cache(), log)
 
 
 def _everywhere() -> dict[str, str]:

@@ -69,7 +69,7 @@ def _measure(contender: Contender, tuning: Tuning, model: str, clients: int, sec
     server, url = start(contender, tuning, MODELS[model])
     try:
         with server:
-            predictions(contender.kind, server.wait(url, sent.content_type, sent.data))
+            predictions(contender.kind, server.wait(url, sent))
             run(url, sent, clients, 1, cache() / "wrk")
             server.settle()
             load = run(url, sent, clients, seconds, cache() / "wrk")

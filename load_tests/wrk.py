@@ -52,8 +52,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Body:
+    """What a request carries. `accept`: the form of the answer; wrk leaves it to the server."""
+
     content_type: str
     data: bytes
+    accept: str = "*/*"
 
 
 def body(photo: Photo, form: Form, field: str = "image") -> Body:

@@ -32,7 +32,9 @@ class Classifier:
         self.session = onnxruntime.InferenceSession(os.environ["BENCH_MODEL"], options, providers=providers)
         self.preprocessing = json.loads(Path(os.environ["BENCH_MANIFEST"]).read_text())["preprocessing"]
         self.prepare = (
-            _usual(self.preprocessing) if os.environ.get("BENCH_DECODE", "usual") == "usual" else _vitrine(self.preprocessing)
+            _usual(self.preprocessing)
+            if os.environ.get("BENCH_DECODE", "usual") == "usual"
+            else vitrine_decoding(self.preprocessing)
         )
 
     def infer(self, frames: NDArray[Any]) -> NDArray[Any]:
@@ -69,8 +71,8 @@ def _usual(preprocessing: dict[str, Any]) -> Any:
     return prepare
 
 
-def _vitrine(preprocessing: dict[str, Any]) -> Any:
-    """Vitrine's `decode` and `resize` stages, as its pipeline calls them."""
+def vitrine_decoding(preprocessing: Any) -> Any:
+    """Vitrine's `decode` and `resize` stages, as its pipeline calls them; `preprocessing` is the manifest's."""
     from functools import partial  # noqa: PLC0415
 
     from app.decode import DecodeLimits, decode, open_image  # noqa: PLC0415

@@ -10,6 +10,7 @@ import pytest
 
 from load_tests.processes import Server, ServerError
 from load_tests.servers import free_port
+from load_tests.wrk import Body
 
 SERVE = """
 import http.server, os, subprocess, sys, time
@@ -35,7 +36,7 @@ def test_what_left_the_tree_is_counted_and_ended(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("VITRINE_THREADS", "7")
     port = free_port()
     with server(tmp_path, str(port), str(tmp_path / "pid")) as running:
-        assert running.wait(f"http://127.0.0.1:{port}/", "image/jpeg", b"x") == b"unset"
+        assert running.wait(f"http://127.0.0.1:{port}/", Body("image/jpeg", b"x")) == b"unset"
         until = time.monotonic() + 20
         while running.usage().cpu < 0.5 and time.monotonic() < until:
             time.sleep(0.05)
@@ -53,4 +54,4 @@ def test_one_that_ends_says_why(tmp_path: Path) -> None:
         Server([sys.executable, "-c", "raise SystemExit('no such model')"], {}, tmp_path, tmp_path / "log") as running,
         pytest.raises(ServerError, match="no such model"),
     ):
-        running.wait("http://127.0.0.1:9/", "image/jpeg", b"x")
+        running.wait("http://127.0.0.1:9/", Body("image/jpeg", b"x"))
