@@ -14,13 +14,12 @@ from rich.table import Table
 
 from load_tests.cache import cache
 from load_tests.images import PHOTOS, make_all
-from load_tests.k6.runner import GOAL, Distribution, K6Error, Plan, Run, run
-from load_tests.k6.search import Search
+from load_tests.k6.goodput import Wanted, find
+from load_tests.k6.runner import Distribution, K6Error, Plan, Run, run
 from load_tests.k6.shots import SIZES, Form, Shot, faults, shot
 
 IMAGES = cache() / "images"
 PIPE_WIDTH = 160
-OVERHEAD = 7  # seconds around a step of the search: k6 starts, and the last answers are waited for
 
 app = typer.Typer(help="Load one server with k6.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -102,33 +101,22 @@ def search(
 ) -> None:
     """Search for the highest rate of Poisson arrivals of which 99 % are rightly answered within the limit."""
     sent = [_shot(url, images, image, form, field)]
-    runs: list[tuple[float, Run]] = []
+    wanted = Wanted(seconds, limit, start, ceiling, repeats, max_steps)
 
-    def measure(rate: float) -> float:
-        measured = _run(Plan(sent, seconds, limit, rate=rate, stages=False))
-        runs.append((rate, measured))
+    def tell(rate: float, measured: Run) -> None:
         median = f", median {measured.latency.median:.1f} ms" if measured.latency else ""
         console.print(
             f"{rate:8.1f}/s: {measured.within:7.2%} within {limit:g} ms, {measured.dropped} never sent{median}; {_client(measured)}"
         )
-        return measured.within
 
-    minutes = max_steps * (seconds + OVERHEAD) / 60
-    console.print(f"At most {max_steps} steps of {seconds:g} s, {minutes:.0f} minutes; usually two thirds of them.")
-    steps = Search(measure, start=start, goal=GOAL, repeats=repeats, max_steps=max_steps, ceiling=ceiling)
-    found = steps.run()
-    held = "none" if found is None else f"{found:.0f}/s ({', '.join(f'{share:.2%}' for share in steps.shares(found))})"
-    lost = (
-        "none"
-        if steps.fails is None
-        else f"{steps.fails:.0f}/s ({', '.join(f'{share:.2%}' for share in steps.shares(steps.fails))})"
-    )
-    console.print(f"Highest rate with {GOAL:.0%} within {limit:g} ms: {held}; lowest that fails: {lost}.")
-    if not steps.settled:
-        console.print(f"The {max_steps} steps did not suffice to tell the two to within {steps.tolerance:.0%}.")
-    details = {"rate": found, "fails": steps.fails, "settled": steps.settled, "limit": limit, "goal": GOAL}
-    _write(output, "search", url, details | {"steps": [{"rate": rate, **asdict(measured)} for rate, measured in runs]})
-    if found is None or found < at_least or not steps.settled:
+    console.print(f"At most {max_steps} steps of {seconds:g} s, {wanted.minutes:.0f} minutes; usually two thirds of them.")
+    try:
+        found = find(sent, wanted, tell)
+    except K6Error as error:
+        _fail(str(error))
+    console.print(str(found))
+    _write(output, "search", url, found.as_json())
+    if found.rate is None or found.rate < at_least or not found.search.settled:
         raise typer.Exit(1)
 
 
