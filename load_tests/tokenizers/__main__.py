@@ -20,9 +20,8 @@ from load_tests import images
 from load_tests.cache import RESULTS, ROOT
 from load_tests.processes import unwind_on_sigterm
 from load_tests.tokenizers import inside, report, served
-from load_tests.tokenizers.eager import LAYOUTS
 from load_tests.tokenizers.floor import Floor
-from load_tests.tokenizers.inside import BATCHES, Job, Memory, Point
+from load_tests.tokenizers.inside import BATCHES, LAYOUTS, Job, Memory, Point
 from load_tests.tokenizers.records import ENGINES, FLOOR, HTTP, TORCH, Peak, Record, verdicts
 from load_tests.tokenizers.ways import HEADLINE, WAYS, Tokenizer, Way, find
 
@@ -125,7 +124,7 @@ class Subject:
                     yield Peak(self.model.name, role, engine, found.loaded, found.above[1], found.above[8])
 
     def _settings(self, engine: str) -> Iterator[Setting]:
-        layouts = tuple(LAYOUTS) if engine == TORCH else ("",)
+        layouts = LAYOUTS if engine == TORCH else ("",)
         ways = HEADLINE if engine == TORCH else WAYS
         points = tuple(Point(way, size, layout) for layout in layouts for way in ways for size in BATCHES)
         for processes, threads in shapes(engine, available_cpus()):

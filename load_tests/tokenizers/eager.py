@@ -14,10 +14,10 @@ from export.fuse_tokenizer import Detokenize, Tokenize
 from export.load import load
 from export.spec import ExportError, ExportRequest, LoadedTokenizer, PreprocessingOverrides
 from load_tests.peers.classifier import vitrine_decoding
-from load_tests.tokenizers.inside import Point
+from load_tests.tokenizers.inside import LAYOUTS, Point
 from load_tests.tokenizers.ways import PHOTO, Tokenizer, Way
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
 
 
 class Eager:
@@ -42,7 +42,7 @@ class Eager:
         graph = self.graphs[point.way.partition(" ")[0]]
         if point not in self._inputs:
             self._inputs = {point: self._input(point)}
-            graph.to(memory_format=LAYOUTS[point.layout])
+            graph.to(memory_format=FORMATS[point.layout])
         with torch.inference_mode():
             graph(self._inputs[point])
         return point.batch

@@ -16,6 +16,7 @@ WORK = {
     "torch": ("load_tests.tokenizers.eager", "Eager"),
 }
 BATCHES = (1, 8)
+LAYOUTS = ("contiguous", "channels_last")  # of torch
 PEAK_STEPS = 3
 WARM_UP = 0.5  # seconds, after a first step
 

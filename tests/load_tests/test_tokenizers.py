@@ -1,6 +1,8 @@
 """The benchmark of tokenizers: what it computes, and a whole short run on a tokenizer that has no torch network."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,6 +115,12 @@ def test_a_wrong_answer_ends_the_load(server: tuple[str, list[int]]) -> None:
     server[1].extend([200] * 10 + [503])
     with pytest.raises(ClientError, match="503"):
         load(server[0], Body("image/jpeg", b"x"), clients=2, seconds=5, least=20)
+
+
+def test_only_the_processes_that_need_torch_have_it() -> None:
+    """The others' memory is told, and each would wait for it."""
+    code = "import sys, load_tests.tokenizers.__main__, load_tests.tokenizers.floor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rounds_begin_at_another_engine() -> None:
