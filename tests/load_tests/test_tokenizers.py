@@ -14,6 +14,7 @@ import pytest
 from app.manifest import ManifestError
 from app.token_format import unpack
 from load_tests import images
+from load_tests.tokenizers import __main__ as command
 from load_tests.tokenizers.__main__ import Setting, best, in_turn, main, shapes
 from load_tests.tokenizers.client import ClientError, load
 from load_tests.tokenizers.floor import Floor
@@ -131,6 +132,7 @@ def test_rounds_begin_at_another_engine() -> None:
 
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRINE_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(command, "available_cpus", lambda: 1)  # a process less for each measurement
     repository = tmp_path / "repository"
     add_tokenizer(repository)
     main(names=[NAME], repository=repository, rounds=1, seconds=0.1, workers=1, output=tmp_path / "results")
