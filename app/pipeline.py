@@ -57,7 +57,7 @@ class Answer:
 
 
 class Pipeline:
-    """Runs requests through decode, resize, the backend and the task."""
+    """Runs requests through decode, resize, the backend and the task; the caller does so within the ticket's deadline."""
 
     def __init__(self, catalog: Catalog, backend: Backend, limits: DecodeLimits, pixels: PixelBudget, pool: Executor) -> None:
         self.catalog = catalog
@@ -71,10 +71,8 @@ class Pipeline:
 
         Raises:
             ModelError, BackendError: the model cannot answer.
-            DeadlineError: the ticket's time ran out.
         """
-        async with ticket.within_deadline():
-            version = await self.catalog.acquire(model, task.name, task.role)
+        version = await self.catalog.acquire(model, task.name, task.role)
         roles = task.plan(options).roles
         ticket.model = version.entries[task.role].manifest.model
         if missing := [role for role in roles if role not in version.entries]:
@@ -88,18 +86,17 @@ class Pipeline:
             InvalidValueError, CapacityError, BackendError: concern the whole request.
             DeadlineError: the ticket's time ran out.
         """
-        async with ticket.within_deadline():
-            if len(sources) == 1:
-                prepared = [await self._prepare(task, sources[0], entries[0], options, ticket)]
-            else:
-                prepared = await together(self._prepare(task, source, entries[0], options, ticket) for source in sources)
-            answered = iter(await self._infer(entries, [tensors for tensors, _ in prepared if tensors is not None], ticket))
-            steps = [
-                partial(_finish, task, None if tensors is None else next(answered), entries[0], item, options)
-                for tensors, item in prepared
-            ]
-            if task.plan(options).heavy:
-                return Answer(entries[0], tuple(await together(self.compute("finish", ticket, step) for step in steps)))
+        if len(sources) == 1:
+            prepared = [await self._prepare(task, sources[0], entries[0], options, ticket)]
+        else:
+            prepared = await together(self._prepare(task, source, entries[0], options, ticket) for source in sources)
+        answered = iter(await self._infer(entries, [tensors for tensors, _ in prepared if tensors is not None], ticket))
+        steps = [
+            partial(_finish, task, None if tensors is None else next(answered), entries[0], item, options)
+            for tensors, item in prepared
+        ]
+        if task.plan(options).heavy:
+            return Answer(entries[0], tuple(await together(self.compute("finish", ticket, step) for step in steps)))
         with ticket.stage("finish"):
             return Answer(entries[0], tuple([step() for step in steps]))
 

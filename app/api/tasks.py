@@ -118,10 +118,11 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
         asked = _validate(route.request, {**parsed.fields, **request.query_params})
         options = asked.options()
     with _cancelled_by_departure(request, ticket):
-        entries = await services.pipeline.acquire(route.task, asked.model, options, ticket)
-        sources = await _sources(parsed, asked, entries[0], services, ticket)
-        form = _form(route, len(sources), request.headers.get("accept", "")) if route.forms else JSON
-        answer = await services.pipeline.run(route.task, entries, sources, options, ticket)
+        async with ticket.within_deadline():
+            entries = await services.pipeline.acquire(route.task, asked.model, options, ticket)
+            sources = await _sources(parsed, asked, entries[0], services, ticket)
+            form = _form(route, len(sources), request.headers.get("accept", "")) if route.forms else JSON
+            answer = await services.pipeline.run(route.task, entries, sources, options, ticket)
         failed = [item.error for item in answer.items if item.error is not None]
         metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
     if form == JSON and not route.heavy:
