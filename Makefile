@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled docs format clean
+.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled bundled-tokenizer docs format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.base ## start the gateway on http://127.0.0.1:8000 (PORT=, BACKEND=onnxruntime|triton)
 	@exec $(BIN)/vitrine serve $(if $(PORT),--port $(PORT)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
@@ -52,13 +52,18 @@ triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `
 .triton: ## build the local Triton (Linux x86-64), 350 MB, once
 	@PYTHON="$(PYTHON)" deploy/triton/install.sh
 
-bundled: $(VENV)/.test ## export the bundled model again from runs/convnext_50, which its recipe writes
+bundled: $(VENV)/.test ## export the bundled classifier again from runs/convnext_50, which its recipe writes
 	$(BIN)/python -m export timm/convnext_atto --name convnext-50 --num-classes 50 \
 	    --checkpoint runs/convnext_50/model.safetensors --labels runs/convnext_50/labels.txt \
 	    --model-arg patch_size=2 --model-arg kernel_sizes=5 \
 	    --model-arg norm_layer=batchnorm2d --model-arg ls_init_value=0.5 --model-arg output_stride=16 \
 	    --input-size 64 --resize 70 --licence Apache-2.0 \
 	    --description "50 everyday classes, trained by recipes/convnext_50.py" $(ARGS)
+
+bundled-tokenizer: $(VENV)/.test ## export the bundled tokenizer again from runs/photo_tokenizer, which its recipe writes
+	$(BIN)/python -m export vit_vqgan --name vq-photo --model-arg variant=nano \
+	    --checkpoint runs/photo_tokenizer/model.safetensors --licence Apache-2.0 \
+	    --description "Photos of 256x256 to 32x32 tokens and back, trained by recipes/photo_tokenizer.py" $(ARGS)
 
 docs: $(VENV)/.test ## write what is generated again: the settings table of docs/operations.md, the dashboards
 	$(BIN)/python -m tests.test_operations

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     repository_poll: float = Field(2.0, ge=0, description="seconds between looks for newly published models; 0 never looks")
     default_classify: str = Field("convnext-50", description="model that answers /v1/classify when none is named")
     default_tokenizer: str = Field(
-        "", description="model that answers /v1/tokenize, /v1/detokenize and /v1/reconstruct when none is named"
+        "vq-photo", description="model that answers /v1/tokenize, /v1/detokenize and /v1/reconstruct when none is named"
     )
     preload: bool = Field(True, description="load the default models before the server is ready")
 

@@ -7,7 +7,7 @@ another) and `offsets` (int64, N + 1); they are not part of this repository. `--
 looked at for progress only.
 
 The network is that of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (arXiv 2110.04627), 2 encoder and 4 decoder
-blocks of 192 channels. It learns from crops of 128 pixels, which lie anywhere in its table of positions. The loss is the logarithm
+blocks of 192 channels (the variant `nano`). It learns from crops of 128 pixels, which lie anywhere in its table of positions. The loss is the logarithm
 of the squared error, so that it is the mean PSNR that grows, and there is no discriminator: this is a tokenizer that keeps
 what was there. Gradients pass the quantizer straight through; codes are running means of what they stand for, and a code that is
 hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
@@ -19,7 +19,7 @@ Three stages, and each can be run again with other options from the checkpoint o
 3. `decode`: encoder and codebook stay as they are, clustered once more by k-means over all photos, and only the decoder
    goes on (`--decode-steps`), whose steps cost half.
 
-It writes `model.safetensors`, which `make bundled` exports.
+It writes `model.safetensors`, which `make bundled-tokenizer` exports.
 """
 
 import argparse
@@ -43,9 +43,8 @@ from torch.nn.functional import interpolate, normalize
 
 from export.architectures import vit_vqgan
 
-CODES, CHANNELS = 8192, 16
-WIDTH, HEADS, HIDDEN = 192, 3, 640
-ENCODER_DEPTH, DECODER_DEPTH = 2, 4
+VARIANT = "nano"
+CODES = vit_vqgan.VARIANTS[VARIANT].codes
 SIDE, PATCH, CROP = 256, 8, 128
 MEAN_PIXEL = 0.45
 FLOOR = 1e-3  # added to the squared error before its logarithm, so that an even sky is not all that counts
@@ -53,8 +52,7 @@ FLOOR = 1e-3  # added to the squared error before its logarithm, so that an even
 
 def build() -> vit_vqgan.ViTVQGAN:
     """Weights of the variance that their inputs ask for, and quiet residual branches."""
-    encoder, decoder = (vit_vqgan.Size(depth, WIDTH, HEADS, HIDDEN) for depth in (ENCODER_DEPTH, DECODER_DEPTH))
-    network = vit_vqgan.make("small", encoder=encoder, decoder=decoder, codes=CODES, code_channels=CHANNELS)
+    network = vit_vqgan.make(VARIANT)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             quiet = name.endswith(("to_out", "net.2"))

@@ -166,8 +166,8 @@ def test_exporting_your_own(own_network: Path, kind: str) -> None:
 def test_the_exporter_knows_every_option_that_is_shown() -> None:
     """Pretrained weights come from a hub; those lines are only held against the exporter's own list of options."""
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    bundled = next(line for line in makefile.splitlines() if "-m export" in line)
-    shown = [part for line in [*commands(".venv/bin/python -m export "), bundled] for part in shlex.split(line)]
+    bundled = [line for line in makefile.splitlines() if "-m export" in line]
+    shown = [part for line in [*commands(".venv/bin/python -m export "), *bundled] for part in shlex.split(line)]
     options = {part for part in shown if part.startswith("--")}
     help_text = subprocess.run(
         [sys.executable, "-m", "export", "--help"],
