@@ -6,11 +6,11 @@
 another) and `offsets` (int64, N + 1); they are not part of this repository. `--kodak` is a directory of the Kodak images, which are
 looked at for progress only.
 
-The network is that of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (arXiv 2110.04627), 2 encoder and 4 decoder
-blocks of 192 channels (the variant `nano`). It learns from crops of 128 pixels, which lie anywhere in its table of positions. The loss is the logarithm
-of the squared error, so that it is the mean PSNR that grows, and there is no discriminator: this is a tokenizer that keeps
-what was there. Gradients pass the quantizer straight through; codes are running means of what they stand for, and a code that is
-hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
+The network is that of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (arXiv 2110.04627), in the variant `nano`:
+2 encoder and 4 decoder blocks of 192 channels. It learns from crops of 128 pixels, which lie anywhere in its table of positions.
+The loss is the logarithm of the squared error, so that it is the mean PSNR that grows, and there is no discriminator: this is a
+tokenizer that keeps what was there. Gradients pass the quantizer straight through; codes are running means of what they stand for,
+and a code that is hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
 
 Three stages, and each can be run again with other options from the checkpoint of the one before:
 
