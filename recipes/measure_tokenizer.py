@@ -56,7 +56,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class Measured:
-    """By view, and there by image: what came back from the service, and from the baseline. `uses` is of each code, over the photos."""
+    """By view, then by image: what came back from the service and from the baseline. `uses` counts each code over the photos."""
 
     model: str
     version: int

@@ -59,11 +59,10 @@ class Codec:
         return file.getvalue()
 
 
-LOWEST_QUALITIES = (*range(1, 30, 2), *range(30, 75, 4))
 CODECS = (
-    Codec("JPEG", "JPEG", LOWEST_QUALITIES, jpeg_scan, {"optimize": True}, "#c0504d"),
-    Codec("WebP", "WEBP", tuple(range(0, 80, 4)), webp_frame, {"method": 6}, "#4f81bd"),
-    Codec("AVIF", "AVIF", tuple(range(0, 65, 4)), avif_media, {"speed": 4}, "#6a9a3a"),
+    Codec("JPEG", "JPEG", range(1, 40, 2), jpeg_scan, {"optimize": True}, "#c0504d"),
+    Codec("WebP", "WEBP", range(0, 40, 4), webp_frame, {"method": 6}, "#4f81bd"),
+    Codec("AVIF", "AVIF", range(0, 56, 6), avif_media, {"speed": 6}, "#6a9a3a"),
 )
 
 

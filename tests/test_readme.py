@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from app.fidelity import psnr
+from app.token_format import unpack
 from tests.gateway import environment, gateway
 
 ROOT = Path(__file__).parent.parent
@@ -38,19 +42,19 @@ def commands(start: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway on the bundled model, reached through a link so that its log is not written beside it."""
+    """A gateway on the bundled models, reached through a link so that its log is not written beside it."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "model_repository").symlink_to(ROOT / "model_repository")
     with gateway(folder / "model_repository") as url:
         yield url
 
 
-def run(command: str, url: str) -> str:
+def run(command: str, url: str, folder: Path = ROOT) -> str:
     line = command.replace(ADDRESS, url).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     if line.startswith("curl"):
         line = line.replace("curl", "curl --silent --show-error --fail-with-body --max-time 20", 1)
     variables = environment() | {"VITRINE_URL": url}
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done
     return done.stdout
 
@@ -100,11 +104,31 @@ def test_the_first_answer_is_the_one_shown(url: str) -> None:
     assert item["predictions"][0]["class_id"] == expected["predictions"][0]["class_id"]
 
 
-@pytest.mark.parametrize("command", commands("curl "))
+@pytest.mark.parametrize("command", [command for command in commands("curl ") if " -o " not in command])
 def test_curl(url: str, command: str) -> None:
     answer = json.loads(run(command, url))
     items = answer.get("results") or answer["data"]
     assert not [item for item in items if "error" in item or item.get("problems")]
+
+
+def test_a_photo_goes_through_the_tokens_and_back(url: str, tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    tokenize, detokenize = [command for command in commands("curl ") if " -o " in command]
+    run(tokenize, url, tmp_path)
+    run(detokenize, url, tmp_path)
+    said = re.search(r"([\d,]+) bytes, (\d+)x(\d+) tokens of (\d+) bits", README.read_text())
+    assert said is not None
+    size, *grid, bits = (int(number.replace(",", "")) for number in said.groups())
+    container = (tmp_path / "espresso.vtok").read_bytes()
+    assert (len(container), container[5]) == (size, bits)
+    assert list(unpack(container).tokens.shape) == [1, 1, *grid]
+    restored = Image.open(tmp_path / "espresso.png")
+    photo = Image.open(ROOT / "docs/photos/espresso.jpg")
+    side = min(photo.size)
+    left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    square = photo.resize((256, 256), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    assert (restored.size, restored.mode) == ((256, 256), "RGB")
+    assert psnr(np.asarray(restored), np.asarray(square)) > 23
 
 
 @pytest.mark.parametrize(("photo", "label"), [("espresso.jpg", "espresso")])
