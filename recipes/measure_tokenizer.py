@@ -157,13 +157,13 @@ def document(measured: Measured, names: Sequence[str]) -> str:
     lines.append(_row(f"**{measured.model}, mean**", measured.restored))
     lines.append(_row("k-means on 8x8 patches, mean", measured.baseline))
     points = {view: measured.point(view) for view in VIEWS}
-    rate, coded_rate = (getattr(points["resized"], name) for name in ("rate", "coded_rate"))
-    at = {f"whole file, {rate:.3f} bits per pixel": "rate", f"coded data, {coded_rate:.3f} bits per pixel": "coded_rate"}
-    lines += ["", f"| {' | '.join(['PSNR at the same rate', *(f'{title}: {cut}' for title in at for cut in VIEWS.values())])} |"]
-    lines.append("| --- | --: | --: | --: | --: |")
-    for codec in CODECS:
-        levels = [at_rate(measured.curves[view][codec.name], getattr(points[view], of), of) for of in at.values() for view in VIEWS]
-        lines.append(f"| {codec.name} | {' | '.join('-' if math.isnan(level) else f'{level:.2f} dB' for level in levels)} |")
+    lines += ["", f"| PSNR at the rate of the tokenizer | {' | '.join(VIEWS.values())} |", "| --- | --: | --: |"]
+    for title, rate in (("whole file", "rate"), ("coded data", "coded_rate")):
+        bits = getattr(points["resized"], rate)
+        for codec in CODECS:
+            levels = [at_rate(measured.curves[view][codec.name], getattr(points[view], rate), rate) for view in VIEWS]
+            cells = ("-" if math.isnan(level) else f"{level:.2f} dB" for level in levels)
+            lines.append(f"| {codec.name}, {title} of {bits:.3f} bits per pixel | {' | '.join(cells)} |")
     codes, evenly = len(measured.uses), perplexity(measured.uses)
     lines += [
         "",

@@ -4,6 +4,7 @@ Rates are bits per pixel of the whole file, and of the coded data alone: what a 
 and the headers already, as a tokenizer's other side has its codebook.
 """
 
+import bisect
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def avif_media(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Codec:
-    """`coded` counts the bytes of a file that are the image's own; `options` are Pillow's."""
+    """`qualities` begin with its lowest; `coded` counts the bytes of a file that are the image's own; `options` are Pillow's."""
 
     name: str
     format: str
@@ -61,7 +62,7 @@ class Codec:
 
 CODECS = (
     Codec("JPEG", "JPEG", range(1, 40, 2), jpeg_scan, {"optimize": True}, "#c0504d"),
-    Codec("WebP", "WEBP", range(0, 40, 4), webp_frame, {"method": 6}, "#4f81bd"),
+    Codec("WebP", "WEBP", (0, 1, 2, *range(4, 40, 4)), webp_frame, {"method": 6}, "#4f81bd"),
     Codec("AVIF", "AVIF", range(0, 56, 6), avif_media, {"speed": 6}, "#6a9a3a"),
 )
 
@@ -104,8 +105,11 @@ def at_rate(points: Sequence[Point], rate: float, of: Literal["rate", "coded_rat
 
 
 def nearest_file(codec: Codec, image: Image.Image, size: int) -> bytes:
-    """The file whose size in bytes is nearest to `size`, among all qualities."""
-    return min((codec.encode(image, quality) for quality in range(1, 96)), key=lambda file: abs(len(file) - size))
+    """The file whose size in bytes is nearest to `size`, of all qualities; a higher one is taken to be no smaller."""
+    qualities = range(codec.qualities[0], 96)
+    above = bisect.bisect_left(qualities, size, key=lambda quality: len(codec.encode(image, quality)))
+    files = [codec.encode(image, quality) for quality in qualities[max(0, above - 1) : above + 1]]
+    return min(files, key=lambda file: abs(len(file) - size))
 
 
 def plot(panels: Mapping[str, tuple[Mapping[str, Sequence[Point]], Point]], name: str, file: Path) -> None:
