@@ -33,7 +33,7 @@ from app.token_format import bits_per_token, pack
 
 SIDE = 256
 BATCH = 25
-BASELINE_PATCHES, BASELINE_ROUNDS = 32, 10  # patches to learn from for each code, and rounds over them
+BASELINE_PATCHES, BASELINE_ROUNDS = 32, 5  # patches to learn from for each code, and rounds over them
 SHOWN = 4  # images side by side
 VIEWS = {"resized": "central square, resized", "cut": "central 256 x 256 pixels"}
 ROLES = ("tokenize", "detokenize")
