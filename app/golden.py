@@ -13,7 +13,7 @@ from app.admission import Ticket
 from app.backends.base import Backend
 from app.decode import DecodeLimits, decode, open_image
 from app.manifest import Entry, GoldenExample, ManifestError
-from app.resize import resize
+from app.resize import content_size, resize
 
 TIMEOUT = 60.0
 
@@ -57,7 +57,11 @@ def _read_inputs(entry: Entry, example: GoldenExample) -> Arrays:
     if example.inputs is not None:
         return _read_arrays(entry.path / example.inputs)
     image, info = decode(open_image((entry.path / str(example.image)).read_bytes(), DecodeLimits()))
-    return {"image": resize(image, entry.manifest.preprocessing, (info.width, info.height))[None]}
+    preprocessing, original = entry.manifest.preprocessing, (info.width, info.height)
+    inputs: Arrays = {"image": resize(image, preprocessing, original)[None]}
+    if entry.manifest.detection is not None and entry.manifest.detection.content:
+        inputs["content"] = np.array([content_size(*original, preprocessing)], np.int32)
+    return inputs
 
 
 def _read_arrays(file: Path) -> Arrays:

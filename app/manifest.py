@@ -23,7 +23,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Role = Literal["classify", "tokenize", "detokenize"]
+Role = Literal["classify", "tokenize", "detokenize", "detect"]
 
 
 class ManifestError(Exception):
@@ -163,6 +163,45 @@ class Codebook(Record):
     grid: tuple[int, int] = Field(description="height, width in positions")
 
 
+class MaskCoefficients(Record):
+    """Instance masks as the low frequencies of their cosine transform: the output `masks`, float32 [B,queries,count].
+
+    A row's coefficients are the first `count` entries, in JPEG's zigzag order (row, column: 0,0 0,1 1,0 2,0 1,1 0,2 ...), of a
+    matrix of `side` x `side` that is 0 elsewhere. The inverse of the orthonormal two-dimensional DCT-II of that matrix, stretched
+    to the row's box, shows the object where it is above the middle between its smallest and its largest value.
+    """
+
+    encoding: Literal["dct"] = "dct"
+    count: int = Field(ge=1)
+    side: int = Field(ge=2, le=1024, description="pixels")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MaskCoefficients":
+        if self.count > self.side**2:
+            raise ValueError("a mask has no more coefficients than pixels")
+        return self
+
+
+class Detection(Record):
+    """What a detector's rows mean: `boxes` float32 [B,queries,4], `scores` float32 [B,queries], `classes` int64 [B,queries].
+
+    The best score comes first. A row that holds nothing has the score 0. Boxes are in shares of the network's frame, padding
+    included, and may reach beyond it; masks are pasted into the whole box before anything is cut off.
+
+    `content`: the engine also takes `content` int32 [B,2], the height and width in pixels of the image inside the padded frame, and
+    does not look at the rest.
+    """
+
+    queries: int = Field(ge=1, description="rows for one image")
+    classes: int = Field(ge=1, description="a row's class is 0 to classes - 1, the place of its label")
+    box: Literal["xyxy"] = "xyxy"
+    score: Literal["sigmoid", "softmax", "objectness"] = Field(
+        description="of each class alone; of a class among all and `no object`; or of the class times that there is an object"
+    )
+    content: bool = False
+    masks: MaskCoefficients | None = None
+
+
 class GoldenExample(Record):
     """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
 
@@ -197,6 +236,7 @@ class Manifest(Record):
     labels: tuple[str, ...] = ()
     activation: Literal["softmax", "sigmoid"] | None = None
     codebook: Codebook | None = None
+    detection: Detection | None = None
     source: Source
     precision: Precision
     parameters: int

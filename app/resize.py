@@ -33,6 +33,12 @@ def minimum_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
     return _intermediate_size(width, height, preprocessing)
 
 
+def content_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(height, width) of what the frame shows of an original of `width` x `height`: the input `content` of an engine."""
+    across, down = _axes(width, height, preprocessing)
+    return down.last - down.first, across.last - across.first
+
+
 def resize(image: Image.Image, preprocessing: Preprocessing, original: tuple[int, int]) -> NDArray[Any]:
     """Cut and resize without making the pixels that the crop would throw away.
 

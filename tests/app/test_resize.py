@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from app.manifest import Preprocessing
-from app.resize import minimum_size, place, resize
+from app.resize import content_size, minimum_size, place, resize
 from tests.factories import make_image
 
 SIZES = [
@@ -111,6 +111,7 @@ def test_letterbox_pads_right_and_bottom(size: tuple[int, int], inner: tuple[int
     np.testing.assert_array_equal(frame[:height, :width], np.asarray(image.resize(inner, Image.Resampling.BICUBIC)))
     assert (frame[height:] == (114, 0, 7)).all()
     assert (frame[:, width:] == (114, 0, 7)).all()
+    assert content_size(*image.size, wanted) == (height, width)
 
 
 def test_letterbox_keeps_a_pixel_of_a_thread() -> None:
