@@ -1,6 +1,6 @@
 """The contract between export and serving: what one published engine is, read from its `manifest.json`.
 
-    model_repository/NAME/VERSION/{model.onnx, manifest.json, golden/}      NAME is MODEL, or MODEL.ROLE for several engines
+    model_repository/NAME/VERSION/{model.onnx, manifest.json, golden/, [tokenizer.json]}    NAME: MODEL, or MODEL.ROLE for several
 
 Paths in a manifest are relative to its version directory and never leave it.
 """
@@ -23,7 +23,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Role = Literal["classify", "tokenize", "detokenize", "detect"]
+Role = Literal["classify", "tokenize", "detokenize", "detect", "ground"]
 
 
 class ManifestError(Exception):
@@ -78,7 +78,8 @@ class Preprocessing(Record):
     - `shortest_edge`: keep the aspect ratio, the shorter side becomes `resize_height` (= `resize_width`); the longer side is
       truncated to an integer, as torchvision's `Resize(int)` does.
     - `stretch`: exactly `resize_height` x `resize_width`, aspect ratio not kept.
-    - `letterbox`: keep the aspect ratio, fit inside `height` x `width`, pad right and bottom with `fill`.
+    - `letterbox`: keep the aspect ratio, fit inside `height` x `width`, pad with `fill`: right and bottom, or with the `anchor`
+      `centre` on all sides, the odd pixel right and bottom.
 
     In the graph (recorded for people and for verification, not done by the gateway): `(pixel * scale - mean) / std`.
     """
@@ -89,6 +90,7 @@ class Preprocessing(Record):
     resize_height: int = Field(ge=1, le=8192)
     resize_width: int = Field(ge=1, le=8192)
     interpolation: Interpolation
+    anchor: Literal["corner", "centre"] = "corner"
     fill: tuple[int, int, int] = (0, 0, 0)
     scaled_decoding: bool = Field(False, description="JPEG may be decoded at 1/2, 1/4 or 1/8 when that is still large enough")
     scale: float = 1 / 255
@@ -202,6 +204,21 @@ class Detection(Record):
     masks: MaskCoefficients | None = None
 
 
+class Text(Record):
+    """How a phrase becomes the tensors `input_ids` and `attention_mask`, int64 [B,length]; done by `app/text.py`.
+
+    The tokenizer's file is one of Hugging Face's `tokenizers`. Normalisation (lower case, accents, control characters), the split
+    into words and the special tokens around them are its own.
+    """
+
+    tokenizer: ArtifactFile
+    length: int = Field(ge=3, le=4096, description="ids of one phrase, special tokens included; shorter ones are padded at the end")
+    padding_id: int = Field(0, ge=0)
+    too_long: Literal["refuse", "truncate"] = Field(
+        "refuse", description="a phrase of more ids is an error, or loses its last words"
+    )
+
+
 class GoldenExample(Record):
     """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
 
@@ -237,6 +254,7 @@ class Manifest(Record):
     activation: Literal["softmax", "sigmoid"] | None = None
     codebook: Codebook | None = None
     detection: Detection | None = None
+    text: Text | None = None
     source: Source
     precision: Precision
     parameters: int
@@ -255,6 +273,11 @@ class Manifest(Record):
     def entry_name(self) -> str:
         """The directory of the repository: MODEL, or MODEL.ROLE when the model has several engines."""
         return self.model if len(self.roles) == 1 else f"{self.model}.{self.role}"
+
+    @property
+    def files(self) -> tuple[ArtifactFile, ...]:
+        """What must be there, and be what it was, for the engine to serve."""
+        return (self.engine, *self.engine.external_data, *((self.text.tokenizer,) if self.text else ()))
 
 
 @dataclass(frozen=True)
@@ -302,7 +325,7 @@ def read_entry(path: Path) -> Entry:
     entry = Entry(name=path.parent.name, version=int(path.name), path=path, manifest=manifest)
     if manifest.entry_name != entry.name:
         raise ManifestError(f"the manifest is of {manifest.entry_name!r}, but the directory is {entry.name!r}")
-    for artifact in (manifest.engine, *manifest.engine.external_data):
+    for artifact in manifest.files:
         _check_file(path, artifact)
     return entry
 
@@ -325,7 +348,7 @@ def check_hashes(entry: Entry) -> None:
     Raises:
         ManifestError: a hash differs or a file cannot be read.
     """
-    for artifact in (entry.manifest.engine, *entry.manifest.engine.external_data):
+    for artifact in entry.manifest.files:
         try:
             with (entry.path / artifact.file).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,12 +13,21 @@ from app.manifest import Preprocessing
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the frame lies in the upright original: frame x = (x - left) * scale_x, the same for y. Original pixels."""
+    """Where the frame lies in the upright original: frame x = (x - left) * scale_x, the same for y. Original pixels.
+
+    `left` and `top` are negative where the frame begins before the image, as a centred letterbox does.
+    """
 
     left: float
     top: float
     scale_x: float
     scale_y: float
+
+    def undo(self, boxes: NDArray[Any]) -> NDArray[np.float64]:
+        """Boxes xyxy [...,4] in pixels of the frame as pixels of the original, beyond its edges where they lie on the padding."""
+        scale = np.array([self.scale_x, self.scale_y] * 2)
+        original: NDArray[np.float64] = boxes / scale + np.array([self.left, self.top] * 2)
+        return original
 
 
 def place(width: int, height: int, preprocessing: Preprocessing) -> Placement:
@@ -136,7 +145,12 @@ def _axes(width: int, height: int, preprocessing: Preprocessing) -> tuple[_Axis,
     resized = _intermediate_size(width, height, preprocessing)
     frame = (preprocessing.width, preprocessing.height)
     across, down = (
-        _Axis(old, new, size, 0 if preprocessing.policy == "letterbox" else _crop_offset(new, size))
+        _Axis(
+            old,
+            new,
+            size,
+            0 if preprocessing.policy == "letterbox" and preprocessing.anchor == "corner" else _crop_offset(new, size),
+        )
         for old, new, size in zip((width, height), resized, frame, strict=True)
     )
     return across, down

@@ -23,7 +23,9 @@ def _transform(width: int, height: int, preprocessing: Preprocessing) -> Compose
     if preprocessing.policy == "letterbox":
         scale = min(preprocessing.width / width, preprocessing.height / height)
         inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-        padding = [0, 0, frame[1] - inner[1], frame[0] - inner[0]]
+        spare = (frame[1] - inner[1], frame[0] - inner[0])
+        before = (spare[0] // 2, spare[1] // 2) if preprocessing.anchor == "centre" else (0, 0)
+        padding = [*before, spare[0] - before[0], spare[1] - before[1]]
         return Compose([Resize(inner, interpolation), Pad(padding, preprocessing.fill)])
     size = preprocessing.resize_height
     stretched = (preprocessing.resize_height, preprocessing.resize_width)

@@ -114,6 +114,22 @@ def test_letterbox_pads_right_and_bottom(size: tuple[int, int], inner: tuple[int
     assert content_size(*image.size, wanted) == (height, width)
 
 
+@pytest.mark.parametrize(
+    ("size", "inner", "at"),
+    [((100, 50), (64, 32), (0, 16)), ((50, 100), (32, 64), (16, 0)), ((64, 64), (64, 64), (0, 0)), ((7, 3), (64, 27), (0, 18))],
+)
+def test_a_centred_letterbox_pads_on_all_sides(size: tuple[int, int], inner: tuple[int, int], at: tuple[int, int]) -> None:
+    """The odd pixel of padding goes to the right or the bottom."""
+    image = make_image(*size)
+    wanted = preprocessing(64, policy="letterbox", anchor="centre", fill=(114, 0, 7), interpolation="bilinear")
+    frame = resize(image, wanted, image.size).copy()
+    (width, height), (left, top) = inner, at
+    held = frame[top : top + height, left : left + width]
+    np.testing.assert_array_equal(held, np.asarray(image.resize(inner, Image.Resampling.BILINEAR)))
+    held[:] = (114, 0, 7)
+    assert (frame == (114, 0, 7)).all()
+
+
 def test_letterbox_keeps_a_pixel_of_a_thread() -> None:
     image, wanted = Image.new("RGB", (1000, 1), "red"), preprocessing(64, policy="letterbox")
     frame = resize(image, wanted, image.size)
@@ -197,14 +213,32 @@ def test_place_of_a_letterbox_starts_at_the_corner() -> None:
     assert (placement.left, placement.top, placement.scale_x, placement.scale_y) == (0, 0, 0.64, 0.64)
 
 
-@pytest.mark.parametrize("policy", ["shortest_edge", "stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(500, 334), (334, 500), (333, 333), (257, 301), (31, 7)], ids=str)
+@pytest.mark.parametrize("anchor", ["corner", "centre"])
+def test_undoing_a_letterbox_gives_the_original_back(size: tuple[int, int], anchor: str) -> None:
+    width, height = size
+    wanted = preprocessing(96, policy="letterbox", anchor=anchor)
+    placement = place(width, height, wanted)
+    frame = resize(Image.new("RGB", size, "white"), wanted, size)[..., 0]
+    rows, columns = np.flatnonzero(frame.any(1)), np.flatnonzero(frame.any(0))
+    held = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    np.testing.assert_allclose(placement.undo(held), [0, 0, width, height], atol=1e-9)
+    corner = np.array([placement.left, placement.top])
+    scale = np.array([placement.scale_x, placement.scale_y])
+    box = np.array([[1.5, 2.25, width - 0.5, height - 1.0], [0.0, 0.0, 3.0, 4.0]])
+    on_frame = (box - np.tile(corner, 2)) * np.tile(scale, 2)
+    np.testing.assert_allclose(placement.undo(on_frame), box, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["shortest_edge", "stretch", "letterbox", "centred letterbox"])
 @pytest.mark.parametrize("size", [(300, 200), (211, 333), (40, 50)], ids=str)
 def test_place_says_where_a_mark_of_the_original_lands(size: tuple[int, int], policy: str) -> None:
     width, height = size
     x, y = width * 0.55, height * 0.4
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[round(y) - 8 : round(y) + 8, round(x) - 8 : round(x) + 8] = 255
-    wanted = preprocessing(policy=policy, resize_width=70) if policy == "stretch" else preprocessing(policy=policy)
+    centred = {"anchor": "centre"} if policy.startswith("centred") else {}
+    wanted = preprocessing(policy=policy.rpartition(" ")[2], resize_width=70 if policy == "stretch" else 64, **centred)
     frame = resize(Image.fromarray(pixels), wanted, size)[..., 0].astype(float)
     placement = place(width, height, wanted)
     assert _centre(frame, 1) == pytest.approx((round(x) - placement.left) * placement.scale_x, abs=0.1)
