@@ -77,8 +77,8 @@ def _interface(loaded: Loaded) -> Interface:
     frame = (loaded.preprocessing.height, loaded.preprocessing.width, 3)
     return Interface(
         role="classify",
-        input=TensorSpec(name="image", dtype="uint8", shape=(-1, *frame)),
-        output=TensorSpec(name="probabilities", dtype="float32", shape=(-1, loaded.num_classes)),
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=(-1, *frame)),),
+        outputs=(TensorSpec(name="probabilities", dtype="float32", shape=(-1, loaded.num_classes)),),
     )
 
 

@@ -98,8 +98,8 @@ def fuse_tokenizer(loaded: LoadedTokenizer) -> tuple[Fused, Fused]:
         encoder = Tokenize(rewritten, loaded.preprocessing, loaded.codebook.grid).eval()
         decoder = Detokenize(rewritten, loaded.preprocessing).eval()
     return (
-        Fused(encoder, Interface("tokenize", image, tokens), network, parameters, rewrites, quantized=True),
-        Fused(decoder, Interface("detokenize", tokens, image), network, parameters, rewrites),
+        Fused(encoder, Interface("tokenize", (image,), (tokens,)), network, parameters, rewrites, exact_tail=True),
+        Fused(decoder, Interface("detokenize", (tokens,), (image,)), network, parameters, rewrites),
     )
 
 

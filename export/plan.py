@@ -1,5 +1,6 @@
 """TensorRT on this machine: asking for the library, and running a plan for its verification."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.backends.base import Tensors
 from app.manifest import TensorSpec
 from export.spec import ExportError, MissingToolError
 
@@ -46,9 +48,9 @@ def make_log(trt: Any) -> Any:
 
 
 class Plan:
-    """A plan loaded on the GPU; called with the tensor `source` [B,...] it gives the tensor `target` [B,...]."""
+    """A plan loaded on the GPU; called with its inputs by name, [B,...] each, it gives its `outputs` by name."""
 
-    def __init__(self, path: Path, source: TensorSpec, target: TensorSpec) -> None:
+    def __init__(self, path: Path, outputs: Sequence[TensorSpec]) -> None:
         """Load `path`.
 
         Raises:
@@ -56,8 +58,7 @@ class Plan:
             ExportError: the plan is of another TensorRT or another GPU.
         """
         trt = require_tensorrt()
-        self._source = source
-        self._target = target
+        self._outputs = outputs
         self._log = make_log(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -65,15 +66,18 @@ class Plan:
             raise ExportError(f"TensorRT does not load the plan: {'; '.join(self._log.lines)}")
         self._context = self._engine.create_execution_context()
 
-    def __call__(self, rows: NDArray[Any]) -> NDArray[Any]:
-        given = torch.from_numpy(np.ascontiguousarray(rows)).cuda()
-        if not self._context.set_input_shape(self._source.name, tuple(given.shape)):
-            raise ExportError(f"The plan does not take {len(rows)} rows at once.")
-        shape = tuple(self._context.get_tensor_shape(self._target.name))
-        answer = torch.empty(shape, dtype=getattr(torch, self._target.dtype), device=given.device)
-        self._context.set_tensor_address(self._source.name, given.data_ptr())
-        self._context.set_tensor_address(self._target.name, answer.data_ptr())
+    def __call__(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        given = {name: torch.from_numpy(np.ascontiguousarray(rows)).cuda() for name, rows in inputs.items()}
+        for name, rows in given.items():
+            if not self._context.set_input_shape(name, tuple(rows.shape)):
+                raise ExportError(f"The plan does not take {len(rows)} rows at once.")
+        answers = {spec.name: self._empty(spec) for spec in self._outputs}
+        for name, tensor in (given | answers).items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise ExportError(f"TensorRT failed to run the plan: {'; '.join(self._log.lines)}")
-        result: NDArray[Any] = answer.cpu().numpy()
-        return result
+        return {name: tensor.cpu().numpy() for name, tensor in answers.items()}
+
+    def _empty(self, spec: TensorSpec) -> torch.Tensor:
+        shape = tuple(self._context.get_tensor_shape(spec.name))
+        return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cuda")

@@ -27,15 +27,15 @@ _PIXEL_OPS = {"Cast", "Transpose", "Clip", "Round", "Add", "Mul"}
 _FLOAT32_INPUTS = {"Resize": (1, 2)}  # region and scales
 
 
-def to_half(model: ir.Model, half: ir.DataType, quantized: ir.Value | None = None) -> None:
+def to_half(model: ir.Model, half: ir.DataType, before_tail: ir.Value | None = None) -> None:
     """Turn the float32 values between normalisation and the final activation into `half`, in place.
 
-    What is computed of `quantized` stays as it is. Finite values beyond the range of float16 become its largest. Types must have
+    What is computed of `before_tail` stays as it is. Finite values beyond the range of float16 become its largest. Types must have
     been inferred. A bfloat16 graph is for TensorRT alone: it needs a newer opset than the onnxruntime of current Triton images has.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     nodes = list(model.graph)
-    kept = {*_head(model.graph), *_tail(model.graph), *_behind(quantized), *(n for n in nodes if n.op_type in _FLOAT32_OPS)}
+    kept = {*_head(model.graph), *_tail(model.graph), *_behind(before_tail), *(n for n in nodes if n.op_type in _FLOAT32_OPS)}
     floats = {value for node in nodes for value in (*node.inputs, *node.outputs) if value and value.dtype == ir.DataType.FLOAT}
     for node in nodes:
         target = ir.DataType.FLOAT if node in kept else half

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.backends.base import Tensors
 from app.decode import DecodeLimits, decode, open_image
 from app.manifest import Check, Entry, Manifest, ManifestError, Preprocessing, check_hashes, read_entry
 from app.resize import minimum_size, resize
-from export.runner import Infer
+from export.runner import Infer, Run
 from export.spec import ExportError, Staged
 
 Frames = NDArray[np.uint8]
@@ -30,9 +31,19 @@ def batches_for(manifest: Manifest) -> tuple[int, ...]:
 
 def ask(infer: Infer, rows: NDArray[Any], batch: int = 1) -> NDArray[Any]:
     """All rows in full batches; the last one is filled up from the first row on."""
-    count = len(rows)
-    parts = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
-    return np.concatenate([infer(rows[part]) for part in parts])[:count]
+    return np.concatenate([infer(rows[part]) for part in _parts(len(rows), batch)])[: len(rows)]
+
+
+def ask_all(run: Run, inputs: Tensors, batch: int = 1) -> dict[str, NDArray[Any]]:
+    """`ask` for an engine of several inputs and outputs, by name."""
+    count = len(next(iter(inputs.values())))
+    answers = [run({name: rows[part] for name, rows in inputs.items()}) for part in _parts(count, batch)]
+    return {name: np.concatenate([answer[name] for answer in answers])[:count] for name in answers[0]}
+
+
+def _parts(count: int, batch: int) -> NDArray[np.intp]:
+    """The numbers of the rows of each batch."""
+    return np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
 
 
 def staged_entry(staged: Staged) -> Entry:

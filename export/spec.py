@@ -152,11 +152,11 @@ AnyLoaded = Loaded | LoadedTokenizer
 
 @dataclass(frozen=True)
 class Interface:
-    """What one engine does: its role, and the names, types and shapes of its one input and one output."""
+    """What one engine does: its role, and the names, types and shapes of its inputs and outputs, in the order of the graph's."""
 
     role: Role
-    input: TensorSpec
-    output: TensorSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Fused:
     """fuse -> to_onnx: a graph of the engine contract.
 
     `reference` is the network before any rewriting, for `verify`. `rewrites` names what was replaced by an exact equivalent.
-    `quantized`: the graph gives a second output, the value that is quantized; behind it everything stays float32, and the engine
-    does not give it.
+    `exact_tail`: the graph gives one output more, which the engine does not give; what is computed of it stays float32 in every
+    precision.
     """
 
     graph: nn.Module | onnx.ModelProto
@@ -173,7 +173,7 @@ class Fused:
     reference: "Reference | Tokenizer"
     parameters: int
     rewrites: tuple[str, ...] = ()
-    quantized: bool = False
+    exact_tail: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ def _describe(name: str, engine: Engine, build: Build, loaded: AnyLoaded, reques
             max_batch=request.max_batch,
             **artifact.model_dump(),
         ),
-        inputs=(engine.interface.input,),
-        outputs=(engine.interface.output,),
+        inputs=engine.interface.inputs,
+        outputs=engine.interface.outputs,
         preprocessing=loaded.preprocessing.model_copy(update={"scaled_decoding": False}),
         **loaded.answers,
         source=loaded.source,
@@ -123,7 +123,7 @@ def _fill(scratch: Path, root: Path, engine: Engine, manifest: Manifest) -> Stag
     shutil.copyfile(engine.path, version / manifest.engine.file)
     for path in engine.external_data:
         shutil.copyfile(path, version / path.name)
-    for image in travelling() if engine.interface.input.name == "image" else ():
+    for image in travelling() if any(spec.name == "image" for spec in engine.interface.inputs) else ():
         (version / GOLDEN / image.name).write_bytes(image.data)
     write_manifest(version, manifest)
     return Staged(version, manifest)

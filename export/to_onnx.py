@@ -42,9 +42,9 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
     _check_batch(model)
     _tidy(model)
     model.graph.name = fused.interface.role
-    quantized = model.graph.outputs.pop() if fused.quantized else None
+    before_tail = model.graph.outputs.pop() if fused.exact_tail else None
     if precision in HALVES:
-        to_half(model, HALVES[precision], quantized)
+        to_half(model, HALVES[precision], before_tail)
     external_data = _save(model, path)
     graph = onnx.load(path, load_external_data=False)
     return Engine(
@@ -62,16 +62,16 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
 
 
 def _export(graph: nn.Module, fused: Fused) -> ir.Model:
-    spec = fused.interface.input
-    example = torch.zeros((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
+    inputs, outputs = fused.interface.inputs, fused.interface.outputs
+    batch = torch.export.Dim("batch", min=1)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
-                (example,),
-                input_names=[spec.name],
-                output_names=[fused.interface.output.name, *(["quantized"] if fused.quantized else [])],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                tuple(torch.ones((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in inputs),
+                input_names=[spec.name for spec in inputs],
+                output_names=[*(spec.name for spec in outputs), *(["before_tail"] if fused.exact_tail else [])],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 opset_version=MAX_OPSET,
                 dynamo=True,
                 optimize=True,
@@ -86,7 +86,7 @@ def _export(graph: nn.Module, fused: Fused) -> ir.Model:
 
 
 def _check_batch(model: ir.Model) -> None:
-    for value in (model.graph.inputs[0], model.graph.outputs[0]):
+    for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and isinstance(value.shape[0], int):
             raise ExportError(
                 f"The network fixes the batch at {value.shape[0]}. In its forward, take the batch size from x.shape[0]; "

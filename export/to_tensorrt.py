@@ -39,8 +39,8 @@ def to_tensorrt(engine: Engine, path: Path, precision: Precision, max_batch: int
     # TF32 rounds the factors of a float32 product to 10 bits; fp32 is to mean fp32.
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    source = engine.interface.input
-    profile.set_shape(source.name, *profile_shapes(source, max_batch))
+    for source in engine.interface.inputs:
+        profile.set_shape(source.name, *profile_shapes(source, max_batch))
     config.add_optimization_profile(profile)
     plan = _build(builder, network, config, timing_cache_path(trt.__version__, torch.cuda.get_device_name()))
     if plan is None:

@@ -44,7 +44,7 @@ def expected(latents: Tensor, codes: Tensor, cosine: bool) -> Tensor:
 def write(search: Search, positions: int, path: Path) -> Path:
     spec = TensorSpec(name="image", dtype="float32", shape=(-1, positions, 8))
     tokens = TensorSpec(name="tokens", dtype="int64", shape=(-1, positions))
-    fused = Fused(search, Interface("tokenize", spec, tokens), lambda image: image, parameters=0)
+    fused = Fused(search, Interface("tokenize", (spec,), (tokens,)), lambda image: image, parameters=0)
     return to_onnx(fused, path, "fp32").path
 
 

@@ -115,11 +115,11 @@ def test_a_plan_is_built_verified_and_published(
 @pytest.mark.gpu
 def test_a_plan_takes_no_more_than_its_largest_batch(tmp_path: Path, made: Made) -> None:
     engine = to_tensorrt(made[0], tmp_path / "model.plan", "fp32", 2)
-    plan = Plan(engine.path, engine.interface.input, engine.interface.output)
+    plan = Plan(engine.path, engine.interface.outputs)
     images = np.zeros((3, 32, 32, 3), np.uint8)
-    assert plan(images[:2]).shape == (2, 7)
-    with pytest.raises(ExportError, match="3 images at once"):
-        plan(images)
+    assert plan({"image": images[:2]})["probabilities"].shape == (2, 7)
+    with pytest.raises(ExportError, match="3 rows at once"):
+        plan({"image": images})
 
 
 @needs_gpu

@@ -52,13 +52,13 @@ class Exported:
         options.intra_op_num_threads = 2
         engine = self.engines[index]
         session = onnxruntime.InferenceSession(str(engine.path), options, providers=["CPUExecutionProvider"])
-        answer: NDArray[Any] = session.run(None, {engine.interface.input.name: rows})[0]
+        answer: NDArray[Any] = session.run(None, {engine.interface.inputs[0].name: rows})[0]
         return answer
 
     @property
     def tokens(self) -> NDArray[np.int32]:
         """The reference's, as the engine takes them."""
-        return self.reference.tokens.reshape(-1, *self.engines[0].interface.output.shape[1:]).astype(np.int32)
+        return self.reference.tokens.reshape(-1, *self.engines[0].interface.outputs[0].shape[1:]).astype(np.int32)
 
 
 @pytest.fixture(scope="module", params=NARROW + PUBLISHED)
