@@ -1,0 +1,81 @@
+"""What every detector is to an export: queries, each with logits of the classes and a box, and the choice of the best of them."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from app.manifest import MaskCoefficients
+
+
+class Queries(NamedTuple):
+    """What a detector says of every query, before any is chosen.
+
+    `logits` float32 [B,Q,K]; `boxes` float32 [B,Q,4], xyxy in shares of the frame; `masks` float32 [B,Q,coefficients], or None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+
+
+class Detections(NamedTuple):
+    """The best rows, in the order of their scores: `boxes` [B,N,4], `scores` [B,N], `classes` int64 [B,N], `masks` [B,N,C] or None."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor | None = None
+
+
+class Detector(nn.Module, ABC):
+    """A network that answers an image with queries.
+
+    `score` says what becomes of the logits. `sigmoid`: a row is a pair of query and class, and one query may give several;
+    `softmax`: a row is a query with its likeliest class, the last logit being that of `no object`. `rows` is how many are given
+    (of `softmax`: as many as there are queries). `content`: the network wants to be told where padding begins.
+    """
+
+    score: Literal["sigmoid", "softmax"]
+    rows: int
+    content: bool
+    mask_coefficients: MaskCoefficients | None = None
+
+    @abstractmethod
+    def encode(self, images: Tensor, content: Tensor | None) -> Tensor:
+        """Normalised float32 [B,3,H,W], and int32 [B,2], height and width of what is no padding (None: the frame has none).
+
+        Returns:
+            float32 [B,...]: all that `decode` needs of the images. An engine of half precision computes it in that.
+        """
+
+    @abstractmethod
+    def decode(self, features: Tensor, frame: tuple[int, int], content: Tensor | None) -> Queries:
+        """What `encode` gives -> every query; `frame` is height and width. Stays float32, since boxes need their places exactly."""
+
+    def detect(self, images: Tensor, content: Tensor | None) -> Queries:
+        """Both, one after the other."""
+        return self.decode(self.encode(images, content), (images.shape[2], images.shape[3]), content)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[B,Q,K] -> [B,Q,classes]."""
+        return logits.sigmoid() if self.score == "sigmoid" else logits.softmax(-1)[..., :-1]
+
+    def choose(self, queries: Queries, scores: Tensor) -> Detections:
+        """The best `rows` of `scores` [B,Q,classes]; of equals any."""
+        classes = scores.shape[2]
+        if self.score == "sigmoid":
+            best, index = scores.flatten(1).topk(self.rows)
+            chosen = index.div(classes, rounding_mode="trunc")
+            found = index - chosen * classes
+        else:
+            likeliest, labels = scores.max(-1)
+            best, chosen = likeliest.topk(self.rows)
+            found = labels.gather(1, chosen)
+        boxes = _rows(queries.boxes, chosen)
+        return Detections(boxes, best, found, None if queries.masks is None else _rows(queries.masks, chosen))
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """[B,Q,C] at [B,N] -> [B,N,C]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[2]))
