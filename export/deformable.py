@@ -43,4 +43,3 @@ def attend(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, 
     index = (images + rows) * heads + torch.arange(heads, device=device).view(-1, 1, 1, 1)
     read = embedding(index, values.reshape(-1, channels)).flatten(3, 5)
     return (gains.flatten(3).unsqueeze(3) @ read).reshape(batch, queries, heads * channels)
-

@@ -20,7 +20,7 @@ class Queries(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The best rows, in the order of their scores: `boxes` [B,N,4], `scores` [B,N], `classes` int64 [B,N], `masks` [B,N,C] or None."""
+    """The best rows, the best first: `boxes` [B,N,4], `scores` [B,N], `classes` int64 [B,N], `masks` [B,N,C] or None."""
 
     boxes: Tensor
     scores: Tensor

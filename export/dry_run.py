@@ -5,7 +5,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from app.manifest import Codebook, Preprocessing
+from app.manifest import Codebook, Detection, Preprocessing
+from export.detector import Detector
 from export.informative import sample_images
 from export.spec import ExportError, image_tensor
 from export.tokenizer import Tokenizer
@@ -63,4 +64,37 @@ def measure_codebook(network: Tokenizer, preprocessing: Preprocessing) -> Codebo
         channels=channels,
         bits=(codes_each - 1).bit_length(),
         grid=(latents.shape[3], latents.shape[4]),
+    )
+
+
+def measure_detector(network: Detector, preprocessing: Preprocessing) -> Detection:
+    """Run two images through `network` in eval mode, to their rows, and describe these.
+
+    Raises:
+        ExportError: the network fails on the input size, or its logits, boxes and masks do not fit together or are not finite.
+    """
+    images = image_tensor(sample_images(preprocessing, 2, seed=0), preprocessing)
+    size = f"{preprocessing.height}x{preprocessing.width}"
+    try:
+        with torch.no_grad():
+            queries = network.eval().detect(images, None)
+            scores = network.scores(queries.logits)
+            rows = network.choose(queries, scores)
+    except Exception as error:
+        raise ExportError(f"The detector fails on images of {size}: {error}") from error
+    wanted = None if network.mask_coefficients is None else network.mask_coefficients.count
+    found = None if queries.masks is None else queries.masks.shape[2]
+    if queries.boxes.shape != (2, queries.logits.shape[1], 4) or wanted != found:
+        raise ExportError(
+            f"The detector gives logits {list(queries.logits.shape)}, boxes {list(queries.boxes.shape)} and masks of {found} "
+            "coefficients for 2 images; see export/detector.py."
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in queries if tensor is not None):
+        raise ExportError("The detector gives numbers that are not finite; check the weights.")
+    return Detection(
+        queries=rows.scores.shape[1],
+        classes=scores.shape[2],
+        score=network.score,
+        content=network.content,
+        masks=network.mask_coefficients,
     )

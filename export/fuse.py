@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from app.manifest import Preprocessing, TensorSpec
 from export.compose import compose_classifier
+from export.fuse_detector import fuse_detector
 from export.fuse_tokenizer import fuse_tokenizer
 from export.onnx_network import OnnxNetwork
 from export.rewrites import rewrite
-from export.spec import Activation, AnyLoaded, ExportError, Fused, Interface, Loaded, LoadedTokenizer, Reference
+from export.spec import Activation, AnyLoaded, ExportError, Fused, Interface, Loaded, LoadedDetector, LoadedTokenizer, Reference
 
 
 class Classifier(nn.Module):
@@ -43,7 +44,9 @@ def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
     Raises:
         ExportError: see `fuse_classifier`.
     """
-    return fuse_tokenizer(loaded) if isinstance(loaded, LoadedTokenizer) else (fuse_classifier(loaded),)
+    if isinstance(loaded, LoadedTokenizer):
+        return fuse_tokenizer(loaded)
+    return (fuse_detector(loaded) if isinstance(loaded, LoadedDetector) else fuse_classifier(loaded),)
 
 
 def fuse_classifier(loaded: Loaded) -> Fused:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.manifest import Preprocessing
+from export.detector import Detector
 from export.spec import ExportError, image_tensor
 from export.tokenizer import Tokenizer
 
@@ -50,6 +51,20 @@ def make_informative(network: nn.Module, images: Tensor, seed: int) -> None:
 def informative_weights(network: nn.Module, preprocessing: Preprocessing, seed: int) -> None:
     """`make_informative` on synthetic pictures of the network's own size."""
     make_informative(network, image_tensor(sample_images(preprocessing, 8, seed), preprocessing), seed)
+
+
+@torch.no_grad()
+def informative_detector(network: Detector, preprocessing: Preprocessing, seed: int) -> None:
+    """Redraw every parameter of `network` in place; its logits vary over queries and images, and the rows' scores stay below 1.
+
+    Raises:
+        ExportError: activations do not stay finite, or the logits do not depend on the image.
+    """
+    random = torch.Generator().manual_seed(seed)
+    _redraw_parameters(network, random)
+    images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
+    _settle_batch_norms(network, images, random)
+    _spread_queries(network, images)
 
 
 @torch.no_grad()
@@ -131,7 +146,7 @@ def _settle_batch_norms(network: nn.Module, images: Tensor, random: torch.Genera
         norm.train()
         norm.momentum = 1.0
     if norms:
-        network(images)
+        network.detect(images, None) if isinstance(network, Detector) else network(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
@@ -157,6 +172,33 @@ def _spread_logits(network: nn.Module, images: Tensor) -> None:
         for head in heads:
             if head.bias is not None:
                 head.bias -= centre / len(heads)
+
+
+def _spread_queries(network: Detector, images: Tensor) -> None:
+    """Scale the layer that gives the logits until each varies by `_LOGIT_STD`, and centre them; of sigmoids, where rows begin."""
+    ran: list[tuple[nn.Linear, Tensor]] = []
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, nn.Linear) and isinstance(output, Tensor):
+            ran.append((module, output))
+
+    hooks = [module.register_forward_hook(record) for module in network.modules()]
+    logits = network.detect(images, None).logits
+    for hook in hooks:
+        hook.remove()
+    head = next((layer for layer, output in reversed(ran) if output.shape == logits.shape and torch.equal(output, logits)), None)
+    spread = logits.std(dim=0).mean()
+    if head is None or head.bias is None or not torch.isfinite(logits).all() or spread < 1e-6:
+        raise ExportError(
+            "With random weights the detector's logits are not those of a linear layer, or do not depend on the image."
+        )
+    gain = _LOGIT_STD / spread
+    scaled = logits * gain
+    centre = scaled.mean((0, 1))
+    if network.score == "sigmoid":
+        centre = centre + (scaled - centre).flatten(1).topk(network.rows).values[:, -1].mean()
+    head.weight *= gain
+    head.bias.copy_(head.bias * gain - centre)
 
 
 def _heads(network: nn.Module, images: Tensor) -> list[nn.Linear | nn.Conv2d]:

@@ -13,7 +13,8 @@ _FLAGS = {"input_size": "--input-size", "resize": "--resize", "mean": "--mean", 
 def from_timm_config(config: Mapping[str, Any], overrides: PreprocessingOverrides) -> Preprocessing:
     """Follow timm's `resolve_data_config` and `transforms_imagenet_eval`, then the overrides.
 
-    `config` holds `input_size` (3, H, W), `mean`, `std` and, as timm has them, `crop_pct`, `crop_mode`, `interpolation`.
+    `config` holds `input_size` (3, H, W), `mean`, `std` and, as timm has them, `crop_pct`, `crop_mode`, `interpolation`. The
+    `crop_mode` `letterbox`, which timm has not, fits the image into the size and pads it with the mean.
 
     Raises:
         ExportError: not RGB; a crop mode or a shape that the manifest cannot express; see `finish`.
@@ -37,6 +38,8 @@ def _timm_resize(config: Mapping[str, Any], height: int, width: int) -> dict[str
     """The resize of timm's evaluation transform, with its rounding."""
     crop_pct = config.get("crop_pct") or 0.875
     crop_mode = config.get("crop_mode") or "center"
+    if crop_mode == "letterbox":
+        return {"policy": "letterbox", "resize": (height, width)}
     scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
     if crop_mode == "squash":
         return {"policy": "stretch", "resize": scaled}
@@ -93,6 +96,8 @@ def finish(
     interpolation = overrides.interpolation or interpolation
     if interpolation not in get_args(Interpolation):
         raise ExportError(f"Interpolation {interpolation!r} is not one of {', '.join(get_args(Interpolation))}.")
+    scale = scale if overrides.scale is None else overrides.scale
+    mean = _channels(overrides.mean or mean, "--mean")
     return Preprocessing.model_validate(
         {
             "height": height,
@@ -101,8 +106,9 @@ def finish(
             "resize_height": resize[0],
             "resize_width": resize[1],
             "interpolation": interpolation,
-            "scale": scale if overrides.scale is None else overrides.scale,
-            "mean": _channels(overrides.mean or mean, "--mean"),
+            "fill": tuple(round(level / scale) for level in mean) if policy == "letterbox" else (0, 0, 0),
+            "scale": scale,
+            "mean": mean,
             "std": _positive(_channels(overrides.std or std, "--std")),
         }
     )

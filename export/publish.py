@@ -128,6 +128,7 @@ _SHARED: dict[str, Callable[[Manifest], object]] = {
     "an engine": lambda m: (m.engine.kind, m.engine.file),
     "a --max-batch": lambda m: m.engine.max_batch,
     "roles": lambda m: m.roles,
+    "classes or masks": lambda m: m.detection and (m.detection.classes, m.detection.masks),
     "a codebook grid": lambda m: m.codebook and (m.codebook.count, m.codebook.grid),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.backends.base import Tensors
-from app.decode import DecodeLimits, decode, open_image
+from app.decode import DecodeLimits, ImageInfo, decode, open_image
 from app.manifest import Check, Entry, Manifest, ManifestError, Preprocessing, check_hashes, read_entry
 from app.resize import minimum_size, resize
 from export.runner import Infer, Run
@@ -17,11 +17,17 @@ Frames = NDArray[np.uint8]
 BATCHES = (1, 3, 8)
 
 
-def served_pixels(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, int]:
-    """A frame uint8 [H,W,3] as the gateway makes it, and by how much decoding reduced the image (1: not at all)."""
+def served_image(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, ImageInfo]:
+    """A frame uint8 [H,W,3] as the gateway makes it, and what decoding says of the image."""
     smallest = partial(minimum_size, preprocessing=preprocessing) if scaled else None
     image, info = decode(open_image(data, DecodeLimits(), smallest))
-    return resize(image, preprocessing, (info.width, info.height)), info.scaled
+    return resize(image, preprocessing, (info.width, info.height)), info
+
+
+def served_pixels(data: bytes, preprocessing: Preprocessing, *, scaled: bool = False) -> tuple[Frames, int]:
+    """The frame, and by how much decoding reduced the image (1: not at all)."""
+    frame, info = served_image(data, preprocessing, scaled=scaled)
+    return frame, info.scaled
 
 
 def batches_for(manifest: Manifest) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from app.manifest import (
     Codebook,
+    Detection,
     Interpolation,
     Manifest,
     Precision,
@@ -22,6 +23,7 @@ from app.manifest import (
     TensorSpec,
     Verification,
 )
+from export.detector import Detector
 from export.tokenizer import Tokenizer
 
 Activation = Literal["softmax", "sigmoid"]
@@ -147,7 +149,24 @@ class LoadedTokenizer:
         return {"codebook": self.codebook}
 
 
-AnyLoaded = Loaded | LoadedTokenizer
+@dataclass(frozen=True)
+class LoadedDetector:
+    """load -> fuse: a detector in eval mode, and all that is known about it."""
+
+    network: Detector
+    preprocessing: Preprocessing
+    detection: Detection
+    labels: tuple[str, ...]  # as many as there are classes, or none
+    source: Source
+    weights: WeightsReport | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifest says of a detector's rows."""
+        return {"labels": self.labels, "detection": self.detection}
+
+
+AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector
 
 
 @dataclass(frozen=True)
@@ -165,15 +184,16 @@ class Fused:
 
     `reference` is the network before any rewriting, for `verify`. `rewrites` names what was replaced by an exact equivalent.
     `exact_tail`: the graph gives one output more, which the engine does not give; what is computed of it stays float32 in every
-    precision.
+    precision. `inner`: values that the graph gives before that, and the engine only holds under these names, for verification.
     """
 
     graph: nn.Module | onnx.ModelProto
     interface: Interface
-    reference: "Reference | Tokenizer"
+    reference: "Reference | Tokenizer | Detector"
     parameters: int
     rewrites: tuple[str, ...] = ()
     exact_tail: bool = False
+    inner: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True)

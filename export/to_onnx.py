@@ -43,6 +43,7 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
     _tidy(model)
     model.graph.name = fused.interface.role
     before_tail = model.graph.outputs.pop() if fused.exact_tail else None
+    del model.graph.outputs[len(fused.interface.outputs) :]
     if precision in HALVES:
         to_half(model, HALVES[precision], before_tail)
     external_data = _save(model, path)
@@ -70,7 +71,7 @@ def _export(graph: nn.Module, fused: Fused) -> ir.Model:
                 graph,
                 tuple(torch.ones((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in inputs),
                 input_names=[spec.name for spec in inputs],
-                output_names=[*(spec.name for spec in outputs), *(["before_tail"] if fused.exact_tail else [])],
+                output_names=[*(spec.name for spec in (*outputs, *fused.inner)), *(["before_tail"] if fused.exact_tail else [])],
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
                 opset_version=MAX_OPSET,
                 dynamo=True,

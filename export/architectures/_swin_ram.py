@@ -87,7 +87,9 @@ class Attention(nn.Module):
         split = windows.reshape(-1, area, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         queries, keys, values = split.unbind(0)
         scores = queries * self.scale @ keys.transpose(-2, -1)
-        bias = self.relative_position_bias_table[self.relative_position_index.flatten()].view(area, area, self.heads).permute(2, 0, 1)
+        bias = (
+            self.relative_position_bias_table[self.relative_position_index.flatten()].view(area, area, self.heads).permute(2, 0, 1)
+        )
         if shift:
             rows, columns = (_seams(count, self.window, shift, axis) for axis, count in enumerate((down, across)))
             by_window = scores.view(-1, down, across, self.heads, area, area)
@@ -146,7 +148,7 @@ class Feedforward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, window: int, shift: int, positions: int, drop_path: float) -> None:
+    def __init__(self, width: int, heads: int, window: int, *, shift: int, positions: int, drop_path: float) -> None:
         super().__init__()
         self.shift = shift
         self.norm1 = nn.LayerNorm(width)
@@ -211,12 +213,10 @@ class Merging(nn.Module):
 
 
 class Stage(nn.Module):
-    def __init__(
-        self, width: int, heads: int, window: int, positions: int, merged: int, drop_paths: Sequence[float]
-    ) -> None:
+    def __init__(self, width: int, heads: int, window: int, *, positions: int, merged: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(width, heads, window, window // 2 if index % 2 else 0, positions, drop_path)
+            Block(width, heads, window, shift=window // 2 if index % 2 else 0, positions=positions, drop_path=drop_path)
             for index, drop_path in enumerate(drop_paths)
         )
         self.downsample = Merging(width, merged)
@@ -249,6 +249,7 @@ class SwinWithTokens(nn.Module):
         width: int,
         depths: Sequence[int],
         heads: Sequence[int],
+        *,
         window: int,
         patch: int,
         tokens: int,
@@ -261,7 +262,14 @@ class SwinWithTokens(nn.Module):
         rates = iter([drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))])
         self.patch_embed = PatchEmbedding(patch, width)
         self.layers = nn.ModuleList(
-            Stage(of_stage, heads[stage], window, positions, merged, [next(rates) for _ in range(depths[stage])])
+            Stage(
+                of_stage,
+                heads[stage],
+                window,
+                positions=positions,
+                merged=merged,
+                drop_paths=[next(rates) for _ in range(depths[stage])],
+            )
             for stage, (of_stage, merged) in enumerate(zip(widths, self.channels, strict=True))
         )
         self.det_token = nn.Parameter(torch.zeros(1, tokens, width))

@@ -1,7 +1,7 @@
-"""ViDT+: a detector of transformers alone, which finds objects and their masks by tokens that go through a Swin beside its patches.
+"""ViDT+: a detector made of transformers alone, whose tokens for objects and their masks go through a Swin beside its patches.
 
-Song et al., "An Extendable, Efficient and Effective Transformer-based Object Detector", 2022. COCO, 300 detection tokens, the shorter
-side at 800 pixels; the best 100 pairs of token and class are answered:
+Song et al., "An Extendable, Efficient and Effective Transformer-based Object Detector", 2022. COCO, 300 detection tokens, the
+shorter side at 800 pixels; the best 100 pairs of token and class are answered:
 
 | variant | backbone | parameters | published | box AP | mask AP |
 | --- | --- | --- | --- | --- | --- |
@@ -13,8 +13,8 @@ side at 800 pixels; the best 100 pairs of token and class are answered:
 The authors give no multiply-adds. Precision is theirs. Masks are 256 coefficients of the cosine transform of 128 x 128 pixels. The
 heads that guess a box's IoU are not counted: they serve training alone (`ious=True`), the answer's score is the class's sigmoid.
 
-An image is fitted into the frame and padded at the right and the bottom; padding is masked as in the authors' batches. Their batches
-had frames of any shape, an engine has one: `--input-size` sets it, `--model-arg masks=False` is for checkpoints without masks.
+An image is fitted into the frame and padded at the right and the bottom; padding is masked as in the authors' batches. Theirs had
+frames of any shape, an engine has one: `--input-size` sets it. `--model-arg masks=False` is for checkpoints without masks.
 
 Small ones are made of the fields of `Variant`. This one, of 1.95 M parameters, is meant for frames of 256 pixels:
 
@@ -67,7 +67,8 @@ class Variant:
     """`width`, `depths`, `heads`, `window`, `patch` and `drop_path` are the backbone's; `queries` its detection tokens.
 
     `channels`: of everything behind the backbone; `layers`, `decoder_heads`, `points` and `hidden` are the decoder's, `bottleneck`
-    the fusion's; `groups` is how many each normalisation by groups has. `coefficients` and `mask_side`: of a mask. `rows` are answered.
+    the fusion's; `groups` is how many each normalisation by groups has. `coefficients` and `mask_side`: of a mask. `rows` are
+    answered.
     """
 
     width: int = 96
@@ -117,6 +118,19 @@ class Levels(NamedTuple):
     boxes: Tensor
     ious: Tensor | None
     masks: Tensor | None
+
+
+class Memory(NamedTuple):
+    """What the decoder reads: `tokens` [B,S,C], the maps of `sizes` (height, width) in one, from coarse to fine.
+
+    Of padded images also `held` [B,S,1], 0 where a map shows padding, and `shown` [B,1,levels,4], the shares of each map's width
+    and height, twice, that show the image.
+    """
+
+    tokens: Tensor
+    sizes: list[tuple[int, int]]
+    held: Tensor | None
+    shown: Tensor | None
 
 
 class MLP(nn.Module):
@@ -210,7 +224,7 @@ class SelfAttention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Queries [B,Q,C] read a few points around their boxes [B,Q,levels,4] in every map."""
+    """Queries [B,Q,C] read a few points around their boxes [B,Q,4] in every map."""
 
     def __init__(self, width: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
@@ -221,17 +235,17 @@ class DeformableAttention(nn.Module):
         self.output_proj = nn.Linear(width, width)
         self._initialise()
 
-    def forward(self, queries: Tensor, boxes: Tensor, memory: Tensor, sizes: list[tuple[int, int]], held: Tensor | None) -> Tensor:
-        """`memory` [B,S,C]: the maps of `sizes` in one; `held` [B,S,1] is 0 where a map shows padding."""
+    def forward(self, queries: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
         batch, count, width = queries.shape
         heads, levels, points = self.shape
-        values = self.value_proj(memory)
-        values = (values if held is None else values * held).view(batch, -1, heads, width // heads)
+        values = self.value_proj(memory.tokens)
+        values = (values if memory.held is None else values * memory.held).view(batch, -1, heads, width // heads)
         offsets = self.sampling_offsets(queries).view(batch, count, *self.shape, 2)
         weights = self.attention_weights(queries).view(batch, count, heads, levels * points).softmax(-1)
-        around = boxes[:, :, None, :, None]
+        around = boxes.unsqueeze(2).expand(-1, -1, levels, -1)
+        around = (around if memory.shown is None else around * memory.shown)[:, :, None, :, None]
         locations = around[..., :2] + offsets / points * around[..., 2:] * 0.5
-        read: Tensor = self.output_proj(attend(values, sizes, locations, weights.view(batch, count, *self.shape)))
+        read: Tensor = self.output_proj(attend(values, memory.sizes, locations, weights.view(batch, count, *self.shape)))
         return read
 
     def _initialise(self) -> None:
@@ -264,17 +278,9 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(variant.dropout)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        boxes: Tensor,
-        memory: Tensor,
-        sizes: list[tuple[int, int]],
-        held: Tensor | None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
         tokens = self.norm2(tokens + self.dropout(self.self_attn(tokens, positions)))
-        tokens = self.norm1(tokens + self.dropout(self.cross_attn(tokens + positions, boxes, memory, sizes, held)))
+        tokens = self.norm1(tokens + self.dropout(self.cross_attn(tokens + positions, boxes, memory)))
         mapped = self.linear2(self.dropout(relu(self.linear1(tokens))))
         decoded: Tensor = self.norm3(tokens + self.dropout(mapped))
         return decoded
@@ -305,11 +311,11 @@ class ViDTPlus(Detector):
             variant.width,
             variant.depths,
             variant.heads,
-            variant.window,
-            variant.patch,
-            variant.queries,
-            width,
-            variant.drop_path,
+            window=variant.window,
+            patch=variant.patch,
+            tokens=variant.queries,
+            positions=width,
+            drop_path=variant.drop_path,
         )
         maps = self.backbone.channels
         self.fusion = Fusion(maps, variant)
@@ -358,8 +364,8 @@ class ViDTPlus(Detector):
         """Each level's tokens [B,Q,C] and boxes [B,Q,4]; a level looks around the box of the one before, without gradient."""
         sizes = self.backbone.sizes(frame)[::-1]
         queries = self.backbone.det_pos_embed.shape[1]
-        memory, tokens = features[:, :-queries], features[:, -queries:]
-        held, shown = _held(Padding(frame, content), sizes)
+        tokens = features[:, -queries:]
+        memory = Memory(features[:, :-queries], sizes, *_held(Padding(frame, content), sizes))
         positions = _project(self.query_pos_proj, self.backbone.det_pos_embed)
         first = inverse_sigmoid(self.transformer.reference_points(positions).sigmoid())
         offset = self.bbox_embed[0](tokens)
@@ -367,8 +373,7 @@ class ViDTPlus(Detector):
         states = [tokens]
         for layer, head in zip(self.transformer.decoder.layers, self.bbox_embed[1:], strict=True):
             box = boxes[-1].detach()
-            around = box.unsqueeze(2).expand(-1, -1, len(sizes), -1)
-            tokens = layer(tokens, positions, around if shown is None else around * shown, memory, sizes, held)
+            tokens = layer(tokens, positions, box, memory)
             states.append(tokens)
             boxes.append((head(tokens) + inverse_sigmoid(box)).sigmoid())
         return states, boxes
@@ -403,7 +408,7 @@ def _project(projection: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _held(padding: Padding, sizes: list[tuple[int, int]]) -> tuple[Tensor | None, Tensor | None]:
-    """[B,S,1], 0 where a map shows padding; and [B,1,levels,4], the share of each map's width and height that shows the image."""
+    """`held` and `shown` of a memory."""
     maps = [inside for size in sizes if (inside := padding.inside(size)) is not None]
     if not maps:
         return None, None

@@ -6,10 +6,12 @@ from export.rewrites.base import Rewrite
 from export.rewrites.convit import BAKED_POSITIONS
 from export.rewrites.crossvit import MATRIX_RESIZE
 from export.rewrites.cvt import MATMUL_ATTENTION
+from export.rewrites.deformable import GATHERED_ATTENTION
 from export.rewrites.explicit_attention import EXPLICIT_ATTENTION
 from export.rewrites.global_mean import GLOBAL_MEAN
 from export.rewrites.hiera import GATHERED_UNROLL
 from export.rewrites.volo import ONE_HOT_OUTLOOK
+from export.rewrites.yolos import BAKED_TABLES
 
 REWRITES: tuple[Rewrite, ...] = (
     EXPLICIT_ATTENTION,
@@ -19,6 +21,8 @@ REWRITES: tuple[Rewrite, ...] = (
     MATMUL_ATTENTION,
     GATHERED_UNROLL,
     ONE_HOT_OUTLOOK,
+    GATHERED_ATTENTION,
+    BAKED_TABLES,
 )
 
 

@@ -1,5 +1,6 @@
 """`NAME`: a network of `export/architectures/NAME.py`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import ModuleType
@@ -10,12 +11,13 @@ from torch import nn
 
 from app.manifest import Preprocessing, Source
 from export import architectures
-from export.dry_run import count_classes, measure_codebook
-from export.informative import informative_tokenizer, informative_weights
+from export.detector import Detector
+from export.dry_run import count_classes, measure_codebook, measure_detector
+from export.informative import informative_detector, informative_tokenizer, informative_weights
 from export.labels import choose_labels
 from export.preprocessing import from_timm_config
 from export.provenance import describe_source
-from export.spec import AnyLoaded, ExportError, ExportRequest, Loaded, LoadedTokenizer, WeightsReport
+from export.spec import AnyLoaded, ExportError, ExportRequest, Loaded, LoadedDetector, LoadedTokenizer, WeightsReport
 from export.tokenizer import Tokenizer
 from export.weights import Checkpoint, load_weights, misfit, read_checkpoint
 
@@ -30,8 +32,7 @@ def load(request: ExportRequest, identifier: str) -> AnyLoaded:
     if request.weights == "pretrained":
         raise ExportError(f"{identifier} has no weights to fetch; pass --checkpoint FILE or --random-init.")
     preprocessing = from_timm_config(module.PREPROCESSING, request.preprocessing)
-    load_task = _load_tokenizer if architectures.task_of(module) == "tokenize" else _load_classifier
-    return load_task(request, identifier, module, preprocessing)
+    return _LOADERS[architectures.task_of(module)](request, identifier, module, preprocessing)
 
 
 def _load_classifier(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> Loaded:
@@ -76,6 +77,38 @@ def _load_tokenizer(request: ExportRequest, identifier: str, module: ModuleType,
         source=_source(request, identifier, module, request.model_args, report),
         weights=report,
     )
+
+
+def _load_detector(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedDetector:
+    if request.activation is not None:
+        raise ExportError(f"{identifier} is a detector and knows its own scores; leave --activation out.")
+    arguments = request.model_args | ({} if request.num_classes is None else {"classes": request.num_classes})
+    network = _make(request, identifier, module, arguments)
+    if not isinstance(network, Detector):
+        raise ExportError(f"{identifier} does not make a Detector, although its TASK is detect.")
+    network.requires_grad_(False)
+    report = None
+    if request.weights == "random":
+        measure_detector(network, preprocessing)  # says what does not fit before weights are spent on it
+        informative_detector(network, preprocessing, request.seed)
+    elif request.checkpoint is not None:
+        report = _fit(network, read_checkpoint(request.checkpoint, network), module)
+    detection = measure_detector(network, preprocessing)
+    return LoadedDetector(
+        network=network,
+        preprocessing=preprocessing,
+        detection=detection,
+        labels=choose_labels(request.labels, (), detection.classes),
+        source=_source(request, identifier, module, arguments, report),
+        weights=report,
+    )
+
+
+_LOADERS: dict[str, Callable[[ExportRequest, str, ModuleType, Preprocessing], AnyLoaded]] = {
+    "classify": _load_classifier,
+    "tokenize": _load_tokenizer,
+    "detect": _load_detector,
+}
 
 
 def _make(request: ExportRequest, identifier: str, module: ModuleType, arguments: dict[str, Any]) -> nn.Module:

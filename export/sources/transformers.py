@@ -1,5 +1,6 @@
-"""`transformers/PATH_OR_ID`: an image classifier of transformers, from a local directory or the hub."""
+"""`transformers/PATH_OR_ID`: an image classifier or a detector of transformers, from a local directory or the hub."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -7,16 +8,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from app.manifest import Preprocessing
-from export.dry_run import count_classes
-from export.informative import informative_weights
+from app.manifest import Preprocessing, Source
+from export.dry_run import count_classes, measure_detector
+from export.informative import informative_detector, informative_weights
 from export.labels import choose_labels
+from export.library_detector import LibraryDetector
 from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
-from export.spec import Activation, ExportError, ExportRequest, Loaded, MissingToolError, PreprocessingOverrides
+from export.spec import (
+    Activation,
+    AnyLoaded,
+    ExportError,
+    ExportRequest,
+    Loaded,
+    LoadedDetector,
+    MissingToolError,
+    PreprocessingOverrides,
+    WeightsReport,
+)
 from export.weights import load_weights, read_checkpoint
 
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
+_STRETCHED = ("rt_detr", "rt_detr_v2", "d_fine")  # they take a mask and never look at it
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -35,11 +48,12 @@ class Logits(nn.Module):
         return cast("Tensor", self.classifier(pixel_values=pixels.flip(1) if self.flip else pixels).logits)
 
 
-def load(request: ExportRequest, identifier: str) -> Loaded:
-    """Build the classifier of `identifier`, a directory with `config.json` or a hub id.
+def load(request: ExportRequest, identifier: str) -> AnyLoaded:
+    """Build the network of `identifier`, a directory with `config.json` or a hub id: what its configuration is of.
 
     Raises:
-        ExportError: no image classifier; a processor that the manifest cannot express; weights that do not fit.
+        ExportError: neither an image classifier nor a detector; a processor that the manifest cannot express; weights that do not
+            fit.
         MissingToolError: transformers is not installed.
     """
     try:
@@ -47,8 +61,13 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
     except ImportError as error:
         raise MissingToolError("transformers is not installed; pip install 'vitrine[export]'.") from error
     config = _config(transformers, request, identifier)
+    load_task = _load_detector if type(config) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING else _load_classifier
+    return load_task(transformers, request, identifier, config)
+
+
+def _load_classifier(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> Loaded:
     preprocessing, flip = _preprocessing(transformers, identifier, request.preprocessing)
-    classifier = _classifier(transformers, request, identifier, config)
+    classifier = _build(transformers.AutoModelForImageClassification, request, identifier, config)
     network = Logits(classifier, flip)
     report = None
     if request.weights == "random":
@@ -62,15 +81,44 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         num_classes=num_classes,
         labels=choose_labels(request.labels, _labels(config), num_classes),
         activation=request.activation or _activation(config),
-        source=describe_source(
-            request,
-            "transformers",
-            config.model_type,
-            arguments=request.model_args,
-            checkpoint=Path(identifier).name if request.weights == "pretrained" else None,
-            report=report,
-        ),
+        source=_source(request, identifier, config, report),
         weights=report,
+    )
+
+
+def _load_detector(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> LoadedDetector:
+    if request.activation is not None:
+        raise ExportError(f"{config.model_type} is a detector and knows its own scores; leave --activation out.")
+    library = _build(transformers.AutoModelForObjectDetection, request, identifier, config)
+    content = "pixel_mask" in inspect.signature(library.forward).parameters and config.model_type not in _STRETCHED
+    preprocessing = _frame(transformers, identifier, config, request.preprocessing, letterbox=content)
+    network = LibraryDetector(library, content=content, frame=(preprocessing.height, preprocessing.width))
+    network.requires_grad_(False)
+    report = None
+    if request.weights == "random":
+        measure_detector(network, preprocessing)
+        informative_detector(network, preprocessing, request.seed)
+    elif request.weights == "checkpoint" and request.checkpoint is not None:
+        report = load_weights(library, read_checkpoint(request.checkpoint, library))
+    detection = measure_detector(network, preprocessing)
+    return LoadedDetector(
+        network=network,
+        preprocessing=preprocessing,
+        detection=detection,
+        labels=choose_labels(request.labels, _labels(config), detection.classes),
+        source=_source(request, identifier, config, report),
+        weights=report,
+    )
+
+
+def _source(request: ExportRequest, identifier: str, config: Any, report: WeightsReport | None) -> Source:
+    return describe_source(
+        request,
+        "transformers",
+        config.model_type,
+        arguments=request.model_args,
+        checkpoint=Path(identifier).name if request.weights == "pretrained" else None,
+        report=report,
     )
 
 
@@ -96,8 +144,8 @@ def _config(transformers: Any, request: ExportRequest, identifier: str) -> Any:
     return config
 
 
-def _classifier(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> nn.Module:
-    auto = transformers.AutoModelForImageClassification
+def _build(auto: Any, request: ExportRequest, identifier: str, config: Any) -> nn.Module:
+    """The network of `config` by the automatic class of its task, with the library's weights where these are asked for."""
     try:
         if request.weights != "pretrained":
             with torch.random.fork_rng(devices=[]):
@@ -107,7 +155,7 @@ def _classifier(transformers: Any, request: ExportRequest, identifier: str, conf
             identifier, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:
-        raise ExportError(f"transformers cannot build an image classifier of {identifier}: {error}") from error
+        raise ExportError(f"{auto.__name__} cannot build a network of {identifier}: {error}") from error
     problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if problems:
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
@@ -134,6 +182,43 @@ def _preprocessing(transformers: Any, identifier: str, overrides: PreprocessingO
     return from_processor(processor, overrides), bool(getattr(processor, "do_flip_channel_order", False))
 
 
+def _frame(transformers: Any, identifier: str, config: Any, overrides: PreprocessingOverrides, *, letterbox: bool) -> Preprocessing:
+    """The frame of a detector: what its processor resizes to, the longer side across, or `--input-size`.
+
+    Detectors are trained with frames of any shape, and an engine has one. Where the network masks padding, images are fitted into
+    it; others see them stretched.
+    """
+    if Path(identifier).is_dir() and not any((Path(identifier) / file).exists() for file in _PROCESSOR_FILES):
+        return from_overrides(overrides)
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(identifier)
+    except Exception as error:
+        raise ExportError(f"The image processor of {identifier} cannot be read: {error}") from error
+    size = _size(processor.size)
+    frame = overrides.input_size or (size.get("height") or size.get("shortest_edge"), size.get("width") or size.get("longest_edge"))
+    if not frame[0] or not frame[1]:
+        raise ExportError(f"{type(processor).__name__} resizes by {size}, which is no frame of one size; give --input-size.")
+    return finish(
+        overrides,
+        height=frame[0],
+        width=frame[1],
+        policy="letterbox" if letterbox else "stretch",
+        resize=frame,
+        **_normalisation(processor),
+    )
+
+
+def _normalisation(processor: Any) -> dict[str, Any]:
+    """Mean, standard deviation, scale and interpolation of an image processor."""
+    normalised, rescaled = processor.do_normalize, processor.do_rescale
+    return {
+        "mean": _each(processor.image_mean) if normalised else (0.0,),
+        "std": _each(processor.image_std) if normalised else (1.0,),
+        "scale": float(processor.rescale_factor) if rescaled else 1.0,
+        "interpolation": "bilinear" if processor.resample is None else _INTERPOLATIONS[int(processor.resample)],
+    }
+
+
 def from_processor(processor: Any, overrides: PreprocessingOverrides) -> Preprocessing:
     """Read an image processor's attributes: size, crop, rescaling and normalisation, each as its own class applies it.
 
@@ -143,15 +228,7 @@ def from_processor(processor: Any, overrides: PreprocessingOverrides) -> Preproc
     for extra in ("do_pad", "rescale_offset", "include_top"):  # EfficientNet's include_top normalises a second time
         if getattr(processor, extra, False):
             raise ExportError(f"{type(processor).__name__} has {extra}, which is not served.")
-    normalised, rescaled = processor.do_normalize, processor.do_rescale
-    return finish(
-        overrides,
-        mean=_each(processor.image_mean) if normalised else (0.0,),
-        std=_each(processor.image_std) if normalised else (1.0,),
-        scale=float(processor.rescale_factor) if rescaled else 1.0,
-        interpolation="bilinear" if processor.resample is None else _INTERPOLATIONS[int(processor.resample)],
-        **_geometry(processor, overrides),
-    )
+    return finish(overrides, **_normalisation(processor), **_geometry(processor, overrides))
 
 
 def _each(values: float | Sequence[float]) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from export.load import load
 from export.rewrites import REWRITES
 from export.spec import Engine, Fused, Loaded, image_tensor
 from export.to_onnx import to_onnx
+from tests.export.detectors import DETECTORS
 from tests.export.families import FAMILIES, Family
 
 NARROW = [pytest.param((family, False), id=name) for name, family in FAMILIES.items()]
@@ -148,7 +149,8 @@ def test_parameters_and_work_are_those_published(exported: Exported) -> None:
 
 
 def test_every_rewrite_is_needed_by_a_family() -> None:
-    assert {rewrite.name for rewrite in REWRITES} == set().union(*(family.rewrites for family in FAMILIES.values()))
+    families = (*FAMILIES.values(), *DETECTORS.values())
+    assert {rewrite.name for rewrite in REWRITES} == set().union(*(family.rewrites for family in families))
 
 
 def describe(values: Any) -> list[tuple[str, int, list[str | int]]]:

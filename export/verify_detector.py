@@ -1,0 +1,181 @@
+"""Verification of a detector: every query of the engine against torch before any is chosen, and the rows that are chosen."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from app.manifest import Check, Entry, GoldenExample, Manifest, TensorSpec, Verification
+from app.resize import content_size
+from export.agreement import at_least, at_most, compare_pixels
+from export.detector import Detector
+from export.files import write_manifest, writing
+from export.golden import GoldenImage, golden_images
+from export.reference import reference_content, reference_pixels
+from export.row_agreement import (
+    DISTINCT,
+    SENSITIVITY,
+    TOLERANCES,
+    Told,
+    box_distance,
+    compare_queries,
+    compare_rows,
+    score_distance,
+)
+from export.runner import Run, open_tensors
+from export.served import Frames, ask_all, batches_for, failure, served_image, staged_entry
+from export.spec import Staged, VerificationError, image_tensor
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def verify_detector(staged: Staged, network: Detector, inner: Sequence[TensorSpec]) -> Staged:
+    """Hold the staged engine against `network` on the golden images, at batch 1, 3 and 8 (as far as its maximum batch goes).
+
+    The served side is the gateway's own code, the reference's side Pillow, torchvision and the network. `inner` are the values of
+    every query that an ONNX engine holds; they are laid open and compared one by one. A TensorRT plan shows its rows alone.
+
+    On success the golden outputs and the finished manifest are written.
+
+    Raises:
+        VerificationError: with the checks that failed.
+        ExportError: the engine does not run here; disk full.
+    """
+    entry = staged_entry(staged)
+    verifier = _Verifier(entry.manifest, network, golden_images())
+    with _laid_open(entry, inner) as whole, open_tensors(whole) as run:
+        checks = tuple(verifier.run(run))
+    verification = Verification(
+        reference="torchvision and the network before any rewriting",
+        images=len(verifier.images),
+        batch_sizes=verifier.batches,
+        checks=checks,
+        accuracy={},
+    )
+    if not verification.passed:
+        raise VerificationError(failure(checks), verification)
+    with open_tensors(entry) as run, writing(staged.path):
+        golden = tuple(verifier.write_golden(staged, run))
+        write_manifest(staged.path, entry.manifest.model_copy(update={"verification": verification, "golden": golden}))
+    return Staged(staged.path, staged_entry(staged).manifest)
+
+
+@contextmanager
+def _laid_open(entry: Entry, inner: Sequence[TensorSpec]) -> Iterator[Entry]:
+    """The engine with its inner values as outputs, where it is an ONNX file: the same nodes in a directory of its own."""
+    if entry.manifest.engine.kind != "onnx":
+        yield entry
+        return
+    with TemporaryDirectory(prefix="vitrine-verify-") as directory:
+        model = onnx.load(entry.engine_file)
+        for spec in inner:
+            shape = ["batch", *(size if size > 0 else None for size in spec.shape[1:])]
+            model.graph.output.append(helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, shape))
+        path = Path(directory)
+        onnx.save(model, path / entry.manifest.engine.file)
+        outputs = (*entry.manifest.outputs, *inner)
+        yield replace(entry, path=path, manifest=entry.manifest.model_copy(update={"outputs": outputs}))
+
+
+class _Verifier:
+    """The golden images on both sides, and the comparisons between them."""
+
+    def __init__(self, manifest: Manifest, network: Detector, images: Sequence[GoldenImage]) -> None:
+        self.preprocessing = manifest.preprocessing
+        self.names = {spec.name for spec in manifest.inputs}
+        self.tolerance = TOLERANCES[manifest.precision]
+        self.batches = batches_for(manifest)
+        self.network = network
+        self.images = images
+        served = [served_image(image.data, self.preprocessing) for image in images]
+        self.frames = np.stack([frame for frame, _ in served])
+        self.content = np.array([content_size(info.width, info.height, self.preprocessing) for _, info in served], np.int32)
+        self.expected = np.stack([reference_pixels(image.data, self.preprocessing) for image in images])
+        self.expected_content = np.array([reference_content(image.data, self.preprocessing) for image in images], np.int32)
+        self.on_frames = self._ask_network(self.frames, self.content)
+        self.on_expected = self._ask_network(self.expected, self.expected_content)
+
+    def run(self, run: Run) -> Iterator[Check]:
+        """Every check, in the order of the path; queries where the engine shows them."""
+        yield from compare_pixels(self.frames, self.expected)
+        yield at_most("content: largest difference", np.abs(self.content - self.expected_content).max(), 0.0, "pixels")
+        by_batch = {batch: ask_all(run, self._inputs(self.frames), batch) for batch in self.batches}
+        for batch, served in by_batch.items():
+            what = f"engine, batch {batch}"
+            if "query_boxes" in served:
+                yield from compare_queries(what, _told(served), self.on_frames, self.tolerance)
+            yield from compare_rows(what, served, self.on_frames, self.network, self.tolerance)
+        alone = by_batch[1]
+        if "query_boxes" not in alone:
+            return
+        told = _told(alone)
+        for batch in self.batches[1:]:
+            yield from compare_queries(f"alone and in a batch of {batch}", _told(by_batch[batch]), told, self.tolerance)
+        yield from self._path(told)
+        neighbours = box_distance(told.boxes, np.roll(told.boxes, 1, axis=1))
+        yield at_least("engine: distance of neighbouring boxes", np.median(neighbours), DISTINCT, "of the frame")
+        yield from self._sight(run, told)
+        if "content" in self.names:
+            yield from self._padding(run, told)
+
+    def write_golden(self, staged: Staged, run: Run) -> Iterator[GoldenExample]:
+        """The raw outputs of the images that travel; `app/golden.py` asks for them again wherever the engine is served."""
+        inputs = self._inputs(self.frames)
+        for index, image in enumerate(self.images):
+            if image.travels:
+                outputs = f"golden/{image.name.partition('.')[0]}.npz"
+                np.savez_compressed(staged.path / outputs, **run({name: rows[index : index + 1] for name, rows in inputs.items()}))
+                tolerance, outliers = self.tolerance.golden, self.tolerance.outliers
+                yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance, outliers=outliers)
+
+    def _path(self, told: Told) -> Iterator[Check]:
+        """The whole served path: the median query of the image that moves most."""
+        boxes = np.median(box_distance(told.boxes, self.on_expected.boxes), axis=1).max()
+        scores = np.median(score_distance(told.scores, self.on_expected.scores), axis=1).max()
+        yield at_most("served path: query boxes", boxes, self.tolerance.path_box, "of the frame")
+        yield at_most("served path: query scores", scores, self.tolerance.path_score)
+
+    def _sight(self, run: Run, told: Told) -> Iterator[Check]:
+        """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
+        black = _told(ask_all(run, self._inputs(np.zeros_like(self.frames))))
+        swapped = _told(ask_all(run, self._inputs(np.ascontiguousarray(self.frames[..., ::-1]))))
+        others = told.rows(np.roll(np.arange(len(self.frames)), 1))
+        for what, other in (("a black image", black), ("swapped channels", swapped), ("another image", others)):
+            yield from self._moved(f"sees {what}", told, other)
+
+    def _padding(self, run: Run, told: Told) -> Iterator[Check]:
+        """What lies in the padding must not matter, and where it begins must."""
+        noise = np.random.default_rng(0).integers(0, 256, self.frames.shape, np.uint8)
+        rows, columns = (
+            np.arange(size)[None] < self.content[:, axis : axis + 1] for axis, size in enumerate(self.frames.shape[1:3])
+        )
+        filled = np.where((rows[:, :, None] & columns[:, None])[..., None], self.frames, noise)
+        yield from compare_queries("noise in the padding", _told(ask_all(run, self._inputs(filled))), told, self.tolerance)
+        smaller = np.maximum(self.content * 3 // 4, 1)
+        yield from self._moved("sees where padding begins", told, _told(ask_all(run, self._inputs(self.frames, smaller))))
+
+    def _moved(self, what: str, told: Told, other: Told) -> Iterator[Check]:
+        boxes, scores = box_distance(told.boxes, other.boxes), score_distance(told.scores, other.scores)
+        yield at_least(f"{what}: query boxes", np.median(boxes), SENSITIVITY * self.tolerance.box, "of the frame")
+        yield at_least(f"{what}: query scores", np.median(scores), SENSITIVITY * self.tolerance.score)
+
+    def _ask_network(self, frames: Frames, content: NDArray[np.int32]) -> Told:
+        given = torch.from_numpy(content) if "content" in self.names else None
+        with torch.inference_mode():
+            return Told.of(self.network, image_tensor(torch.from_numpy(frames), self.preprocessing), given)
+
+    def _inputs(self, frames: Frames, content: NDArray[np.int32] | None = None) -> Arrays:
+        inputs: Arrays = {"image": frames, "content": self.content if content is None else content}
+        return {name: rows for name, rows in inputs.items() if name in self.names}
+
+
+def _told(served: Mapping[str, NDArray[Any]]) -> Told:
+    return Told(served["query_scores"], served["query_boxes"], served.get("query_masks"))
