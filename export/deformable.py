@@ -39,7 +39,8 @@ def attend(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, 
     shares = (1 - (points - corners).abs()) * (corners == held)
     gains = shares[..., 0] * shares[..., 1] * weights.unsqueeze(-1)
     rows = (held[..., 1] * extent[..., :1] + held[..., 0]).long() + starts
-    images = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1, 1) * positions
-    index = (images + rows) * heads + torch.arange(heads, device=device).view(-1, 1, 1, 1)
+    # Counted rather than by a range, whose length no one who reads the graph can tell.
+    images = torch.ones_like(weights[:, :1, :1, :1, :1], dtype=torch.float32).cumsum(0).long().unsqueeze(-1) - 1
+    index = (images * positions + rows) * heads + torch.arange(heads, device=device).view(-1, 1, 1, 1)
     read = embedding(index, values.reshape(-1, channels)).flatten(3, 5)
     return (gains.flatten(3).unsqueeze(3) @ read).reshape(batch, queries, heads * channels)

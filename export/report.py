@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.manifest import Check, Codebook, Manifest, Verification
+from app.manifest import Check, Codebook, Detection, Manifest, Verification
 from export.pipeline import Progress as Listener
 from export.pipeline import export
 from export.spec import ExportError, ExportRequest, Published, WeightsReport
@@ -87,10 +87,12 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
     manifest = published.manifest
     yield "source", f"{manifest.source.library}/{manifest.source.architecture}"
     yield "weights", _weights(manifest, published.weights)
-    if manifest.codebook is None:
-        yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
-    else:
+    if manifest.codebook is not None:
         yield "tokens", _tokens(manifest.codebook)
+    elif manifest.detection is not None:
+        yield "rows", _detections(manifest.detection, labelled=bool(manifest.labels))
+    else:
+        yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
     yield "parameters", f"{manifest.parameters:,}"
     for part in published.manifests:
         yield from _engine_rows(part)
@@ -113,6 +115,14 @@ def _tokens(codebook: Codebook) -> str:
     height, width = codebook.grid
     count = f"{codebook.count} x " if codebook.count > 1 else ""
     return f"{count}{height}x{width} of {codebook.size:,} codes, {codebook.bits} bits each; codebook {codebook.id[:16]}"
+
+
+def _detections(detection: Detection, *, labelled: bool) -> str:
+    masks = "" if detection.masks is None else f", masks of {detection.masks.count} coefficients"
+    classes = f"{detection.classes} classes {'with' if labelled else 'without'} labels"
+    return (
+        f"the best {detection.queries}, of {classes}, {detection.score}{masks}; padding {'' if detection.content else 'not '}masked"
+    )
 
 
 def _weights(manifest: Manifest, report: WeightsReport | None) -> str:
@@ -163,7 +173,7 @@ def _verification(verification: Verification) -> Iterator[str]:
     for check in verification.checks:
         groups.setdefault(_without_batch(check.name), []).append(check)
     for name, checks in groups.items():
-        if name.endswith(("logits", "probabilities", "agreement", "level", "margin", "codes")):
+        if name.endswith(("logits", "probabilities", "agreement", "level", "margin", "codes", "boxes", "scores", "masks")):
             yield _worst(name, checks)
 
 
@@ -173,7 +183,7 @@ def _without_batch(name: str) -> str:
 
 
 def _worst(name: str, checks: Iterable[Check]) -> str:
-    at_least = name.startswith("sees") or name.endswith(("agreement", "codes"))
+    at_least = name.startswith("sees") or name.endswith(("agreement", "codes", "neighbouring boxes"))
     worst = min(checks, key=lambda check: check.value) if at_least else max(checks, key=lambda check: check.value)
     verdict = "" if worst.passed else " (off)" if not worst.required else " FAILED"
     return f"{name} {worst.value:.3g} ({'at least' if at_least else 'at most'} {worst.limit:g}){verdict}"

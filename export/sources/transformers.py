@@ -15,6 +15,7 @@ from export.labels import choose_labels
 from export.library_detector import LibraryDetector
 from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
+from export.rewrites.deformable import GATHERED_ATTENTION
 from export.spec import (
     Activation,
     AnyLoaded,
@@ -90,6 +91,10 @@ def _load_detector(transformers: Any, request: ExportRequest, identifier: str, c
     if request.activation is not None:
         raise ExportError(f"{config.model_type} is a detector and knows its own scores; leave --activation out.")
     library = _build(transformers.AutoModelForObjectDetection, request, identifier, config)
+    if request.precision != "fp32" and any(map(GATHERED_ATTENTION.matches, library.modules())):
+        raise ExportError(
+            f"{config.model_type} reads its maps between pixels, which half precision misplaces; leave --precision out."
+        )
     content = "pixel_mask" in inspect.signature(library.forward).parameters and config.model_type not in _STRETCHED
     preprocessing = _frame(transformers, identifier, config, request.preprocessing, letterbox=content)
     network = LibraryDetector(library, content=content, frame=(preprocessing.height, preprocessing.width))
