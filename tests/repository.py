@@ -101,15 +101,13 @@ def add_echo(repository: Path, name: str = "echo") -> Entry:
 
 def make_manifest(engine: Path, model: str = NAME, *, size: int = SIZE, max_batch: int = MAX_BATCH, **fields: Any) -> Manifest:
     """The manifest of the engine file `engine`; `fields` replace any of its fields."""
-    content = engine.read_bytes()
-    artifact = ArtifactFile(file=engine.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     defaults: dict[str, Any] = {
         "model": model,
         "role": "classify",
         "roles": ("classify",),
         "build": "20260101-000000",
         "created": datetime(2026, 1, 1, tzinfo=UTC),
-        "engine": EngineSpec(kind="onnx", opset=20, ir_version=10, max_batch=max_batch, **artifact.model_dump()),
+        "engine": EngineSpec(kind="onnx", opset=20, ir_version=10, max_batch=max_batch, **artifact(engine).model_dump()),
         "inputs": (TensorSpec(name="image", dtype="uint8", shape=(-1, size, size, 3)),),
         "outputs": (TensorSpec(name="probabilities", dtype="float32", shape=(-1, len(LABELS))),),
         "preprocessing": Preprocessing(
@@ -123,6 +121,12 @@ def make_manifest(engine: Path, model: str = NAME, *, size: int = SIZE, max_batc
         "golden": (GoldenExample(image="golden/0.png", outputs="golden/0.npz", tolerance=1e-5),),
     }
     return Manifest.model_validate(defaults | fields)
+
+
+def artifact(file: Path) -> ArtifactFile:
+    """The record of a file that lies in its version directory."""
+    content = file.read_bytes()
+    return ArtifactFile(file=file.name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 def make_engine(version: int = 1, *, size: int = SIZE, delay: int = 0, poison: bool = False) -> bytes:

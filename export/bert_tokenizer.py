@@ -1,0 +1,58 @@
+"""BERT's tokenizer as transformers has it: trained here or read from a file; the reference of the ids that the gateway gives."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import BertTokenizer
+
+from export.spec import ExportError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_tokenizer(lines: Iterable[str], size: int) -> BertTokenizer:
+    """A lower-casing WordPiece vocabulary of at most `size` tokens, or of all letters where these are more; the same for the same
+    lines."""
+    trained = Tokenizer(WordPiece(unk_token="[UNK]"))  # noqa: S106 -- a token of text
+    trained.normalizer = BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = BertPreTokenizer()
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+    trained.train_from_iterator(lines, trainer)
+    return _make(trained.get_vocab(), lower=True)
+
+
+def read_tokenizer(path: Path) -> BertTokenizer:
+    """That of a `vocab.txt` (lower-casing, as BERT uncased), of a `tokenizer.json`, or of a directory with one of them.
+
+    Raises:
+        ExportError: there is none, or it is not BERT's.
+    """
+    files = [path] if path.is_file() else [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]
+    if not files:
+        raise ExportError(f"There is no tokenizer.json or vocab.txt at {path}; give --tokenizer FILE.")
+    try:
+        content = files[0].read_text(encoding="utf-8")
+        if files[0].suffix != ".json":
+            words = content.removesuffix("\n").split("\n")
+            return _make({word: number for number, word in enumerate(words)}, lower=True)
+        document = json.loads(content)
+        model, normalizer = document["model"], document["normalizer"]
+        known = model["type"] == "WordPiece" and normalizer["type"] == "BertNormalizer"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"The tokenizer {files[0]} cannot be read: {error}.") from error
+    if not known:
+        raise ExportError(f"{files[0]} is not BERT's tokenizer (WordPiece behind a BertNormalizer), which the network reads.")
+    return _make(model["vocab"], lower=normalizer["lowercase"])
+
+
+def _make(vocabulary: dict[str, int], *, lower: bool) -> BertTokenizer:
+    missing = [token for token in SPECIAL if token not in vocabulary]
+    if missing:
+        raise ExportError(f"The vocabulary has no {', '.join(missing)}.")
+    return BertTokenizer(dict(sorted(vocabulary.items(), key=lambda item: item[1])), do_lower_case=lower)
