@@ -14,7 +14,7 @@ def from_timm_config(config: Mapping[str, Any], overrides: PreprocessingOverride
     """Follow timm's `resolve_data_config` and `transforms_imagenet_eval`, then the overrides.
 
     `config` holds `input_size` (3, H, W), `mean`, `std` and, as timm has them, `crop_pct`, `crop_mode`, `interpolation`. The
-    `crop_mode` `letterbox`, which timm has not, fits the image into the size and pads it with the mean.
+    `crop_mode` `letterbox`, which timm has not, fits the image into the size and pads it with the mean, lying as `anchor` says.
 
     Raises:
         ExportError: not RGB; a crop mode or a shape that the manifest cannot express; see `finish`.
@@ -39,7 +39,7 @@ def _timm_resize(config: Mapping[str, Any], height: int, width: int) -> dict[str
     crop_pct = config.get("crop_pct") or 0.875
     crop_mode = config.get("crop_mode") or "center"
     if crop_mode == "letterbox":
-        return {"policy": "letterbox", "resize": (height, width)}
+        return {"policy": "letterbox", "resize": (height, width), "anchor": config.get("anchor", "corner")}
     scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
     if crop_mode == "squash":
         return {"policy": "stretch", "resize": scaled}
@@ -77,6 +77,7 @@ def finish(
     interpolation: str,
     policy: str = "stretch",
     resize: tuple[int, int] = (0, 0),
+    anchor: str = "corner",
     scale: float = 1 / 255,
 ) -> Preprocessing:
     """Lay the overrides over what is known and check that it fits together.
@@ -106,6 +107,7 @@ def finish(
             "resize_height": resize[0],
             "resize_width": resize[1],
             "interpolation": interpolation,
+            "anchor": anchor,
             "fill": tuple(round(level / scale) for level in mean) if policy == "letterbox" else (0, 0, 0),
             "scale": scale,
             "mean": mean,

@@ -2,14 +2,16 @@
 
 A file `export/architectures/NAME.py` (a Python identifier, not starting with `_`) offers:
 
-- optionally `TASK`, what its networks do: `"classify"`, which it is when left out, `"tokenize"` or `"detect"`.
+- optionally `TASK`, what its networks do: `"classify"`, which it is when left out, `"tokenize"`, `"detect"` or `"ground"`.
 - `make`, which builds the network with random weights. Every `--model-arg k=v` is an argument of it; each has a default. The
   module's docstring gives the paper's title and the published parameters and MACs.
     - to classify: `def make(num_classes: int, **arguments) -> nn.Module`, from normalised float32 [B,3,H,W] to logits [B,C];
     - to tokenize: `def make(**arguments) -> Tokenizer`, see `export/tokenizer.py`;
-    - to detect: `def make(**arguments) -> Detector`, see `export/detector.py`; `classes` is one of the arguments.
+    - to detect: `def make(**arguments) -> Detector`, see `export/detector.py`; `classes` is one of the arguments;
+    - to ground: `def make(**arguments) -> Grounder`, see `export/grounder.py`.
 - `PREPROCESSING`: a dictionary as timm's `pretrained_cfg` has it: `input_size` (3, H, W), `mean`, `std`, and `crop_pct`,
-  `crop_mode`, `interpolation` where they differ from timm's defaults (0.875, center, bicubic); `crop_mode` may be `letterbox` too.
+  `crop_mode`, `interpolation` where they differ from timm's defaults (0.875, center, bicubic). `crop_mode` may be `letterbox`
+  too, with an `anchor` of `app.manifest.Preprocessing`.
 - `PAPER`: for example `"arXiv:2201.03545"`.
 - optionally `VARIANTS`, the published sizes by name; `make(variant=NAME)` builds one.
 - optionally `LICENCE`, an SPDX identifier of the published weights; `TRAINING_ONLY`, patterns (`loss.*`) of the keys of the
@@ -28,7 +30,7 @@ from torch import Tensor
 from export.spec import ExportError
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-Task = Literal["classify", "tokenize", "detect"]
+Task = Literal["classify", "tokenize", "detect", "ground"]
 
 
 def names() -> tuple[str, ...]:
