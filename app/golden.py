@@ -14,6 +14,7 @@ from app.backends.base import Backend
 from app.decode import DecodeLimits, decode, open_image
 from app.manifest import Entry, GoldenExample, ManifestError
 from app.resize import content_size, resize
+from app.text import phrase_tokenizer
 
 TIMEOUT = 60.0
 
@@ -61,6 +62,9 @@ def _read_inputs(entry: Entry, example: GoldenExample) -> Arrays:
     inputs: Arrays = {"image": resize(image, preprocessing, original)[None]}
     if entry.manifest.detection is not None and entry.manifest.detection.content:
         inputs["content"] = np.array([content_size(*original, preprocessing)], np.int32)
+    if example.phrase is not None:
+        phrase = phrase_tokenizer(entry).encode(example.phrase)
+        inputs |= {"input_ids": phrase.input_ids[None], "attention_mask": phrase.attention_mask[None]}
     return inputs
 
 

@@ -222,10 +222,12 @@ class Text(Record):
 class GoldenExample(Record):
     """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
 
-    The input is an image that is decoded and resized, or for an engine that takes none the `.npz` of its tensors.
+    The input is an image that is decoded and resized, with a `phrase` where the engine reads one, or for an engine that takes no
+    image the `.npz` of its tensors.
     """
 
     image: RelativePath | None = None
+    phrase: str | None = None
     inputs: RelativePath | None = None
     outputs: RelativePath
     tolerance: float = Field(gt=0, description="largest absolute difference allowed in any output")

@@ -40,6 +40,15 @@ def main(  # noqa: PLR0917 -- typer reads the options from the parameters
     random_init: Annotated[bool, _option(_WEIGHTS, "Random ones, for trying things out.", "--random-init")] = False,
     num_classes: Annotated[int | None, _option(_NETWORK, "Classes of the head.", min=1)] = None,
     labels: Annotated[Path | None, _file(_NETWORK, "Names of the classes, a line each.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        _option(
+            _NETWORK, "Of phrases: tokenizer.json, vocab.txt or their directory.", exists=True, show_default="beside the checkpoint"
+        ),
+    ] = None,
+    long_phrases: Annotated[
+        Literal["refuse", "truncate"] | None, _option(_NETWORK, "Phrases of too many tokens.", show_default="refuse")
+    ] = None,
     model_arg: Annotated[
         list[str] | None, _option(_NETWORK, "An argument of the network's constructor; may be repeated.", metavar="KEY=VALUE")
     ] = None,
@@ -120,7 +129,7 @@ def _request(given: dict[str, Any]) -> "ExportRequest":
 
 
 _AS_GIVEN = (
-    *("source", "repository", "name", "checkpoint", "num_classes", "labels", "activation"),
+    *("source", "repository", "name", "checkpoint", "num_classes", "labels", "tokenizer", "long_phrases", "activation"),
     *("engine", "precision", "max_batch", "licence", "description", "seed"),
 )
 

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
-from export.spec import ExportError
+from export.spec import ExportError, Vocabulary
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -49,6 +49,17 @@ def read_tokenizer(path: Path) -> BertTokenizer:
     if not known:
         raise ExportError(f"{files[0]} is not BERT's tokenizer (WordPiece behind a BertNormalizer), which the network reads.")
     return _make(model["vocab"], lower=normalizer["lowercase"])
+
+
+def vocabulary_of(tokenizer: BertTokenizer) -> Vocabulary:
+    """What an export takes along of a tokenizer."""
+
+    def ids(phrase: str) -> list[int]:
+        found: list[int] = tokenizer(phrase, verbose=False)["input_ids"]
+        return found
+
+    file = tokenizer.backend_tokenizer.to_str(pretty=False).encode()
+    return Vocabulary(file, len(tokenizer), tokenizer.pad_token_id, tokenizer.unk_token_id, ids)
 
 
 def _make(vocabulary: dict[str, int], *, lower: bool) -> BertTokenizer:

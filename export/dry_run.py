@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from app.manifest import Codebook, Detection, Preprocessing
 from export.detector import Detector
+from export.grounder import Grounder
 from export.informative import sample_images
-from export.spec import ExportError, image_tensor
+from export.spec import ExportError, Vocabulary, image_tensor
 from export.tokenizer import Tokenizer
 
 
@@ -98,3 +99,25 @@ def measure_detector(network: Detector, preprocessing: Preprocessing) -> Detecti
         content=network.content,
         masks=network.mask_coefficients,
     )
+
+
+def check_grounder(network: Grounder, preprocessing: Preprocessing, vocabulary: Vocabulary) -> None:
+    """Run two images with a phrase each through `network` in eval mode.
+
+    Raises:
+        ExportError: the network does not know all ids of the tokenizer, fails on the input size, or does not give finite boxes.
+    """
+    if vocabulary.size > network.vocabulary:
+        raise ExportError(
+            f"The tokenizer has {vocabulary.size} tokens, the network knows {network.vocabulary}; they do not go together."
+        )
+    images = image_tensor(sample_images(preprocessing, 2, seed=0), preprocessing)
+    words = torch.ones((2, network.length), dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            boxes = network.eval()(images, words, words)
+    except Exception as error:
+        size = f"{preprocessing.height}x{preprocessing.width}"
+        raise ExportError(f"The network fails on images of {size} with {network.length} tokens: {error}") from error
+    if boxes.shape != (2, 4) or not torch.isfinite(boxes).all():
+        raise ExportError(f"The network gives {list(boxes.shape)} for 2 images and phrases; it must give finite boxes [B,4].")

@@ -10,10 +10,22 @@ from torch import Tensor, nn
 from app.manifest import Preprocessing, TensorSpec
 from export.compose import compose_classifier
 from export.fuse_detector import fuse_detector
+from export.fuse_grounder import fuse_grounder
 from export.fuse_tokenizer import fuse_tokenizer
 from export.onnx_network import OnnxNetwork
 from export.rewrites import rewrite
-from export.spec import Activation, AnyLoaded, ExportError, Fused, Interface, Loaded, LoadedDetector, LoadedTokenizer, Reference
+from export.spec import (
+    Activation,
+    AnyLoaded,
+    ExportError,
+    Fused,
+    Interface,
+    Loaded,
+    LoadedDetector,
+    LoadedGrounder,
+    LoadedTokenizer,
+    Reference,
+)
 
 
 class Classifier(nn.Module):
@@ -46,7 +58,9 @@ def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
     """
     if isinstance(loaded, LoadedTokenizer):
         return fuse_tokenizer(loaded)
-    return (fuse_detector(loaded) if isinstance(loaded, LoadedDetector) else fuse_classifier(loaded),)
+    if isinstance(loaded, LoadedDetector):
+        return (fuse_detector(loaded),)
+    return (fuse_grounder(loaded) if isinstance(loaded, LoadedGrounder) else fuse_classifier(loaded),)
 
 
 def fuse_classifier(loaded: Loaded) -> Fused:

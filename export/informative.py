@@ -12,11 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.manifest import Preprocessing
 from export.detector import Detector
-from export.spec import ExportError, image_tensor
+from export.grounder import Grounder
+from export.phrases import grounding_phrases
+from export.spec import ExportError, Vocabulary, image_tensor
 from export.tokenizer import Tokenizer
 
 _LOGIT_STD = 3.0
 _PIXEL_STD = 45.0  # levels
+_BOX_STD = 1.0  # of the logits of a box
 _CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
 
 
@@ -80,6 +83,36 @@ def informative_tokenizer(network: Tokenizer, preprocessing: Preprocessing, seed
     latents = torch.cat([network.encode(image[None]) for image in images])
     network.set_codebooks(_draw_codes(latents, network.codebooks().shape[1], random))
     _spread_pixels(network, network.nearest(latents[:2]), preprocessing)
+
+
+@torch.no_grad()
+def informative_grounder(network: Grounder, preprocessing: Preprocessing, vocabulary: Vocabulary, seed: int) -> None:
+    """Redraw every parameter of `network` in place; the logits of its boxes vary by `_BOX_STD` over pictures and phrases, around 0.
+
+    Raises:
+        ExportError: activations do not stay finite, or the boxes do not depend on picture and phrase.
+    """
+    random = torch.Generator().manual_seed(seed)
+    _redraw_parameters(network, random)
+    images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
+    ids, mask = map(torch.from_numpy, vocabulary.rows(grounding_phrases()[:8], network.length))
+    ran: list[nn.Linear] = []
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, nn.Linear):
+            ran.append(module)
+
+    hooks = [module.register_forward_hook(record) for module in network.modules()]
+    pairs = [(image, (image + shift) % 8) for image in range(8) for shift in (0, 1)]
+    logits = torch.cat([network.locate(images[i, None], ids[j, None], mask[j, None]) for i, j in pairs])
+    for hook in hooks:
+        hook.remove()
+    spread = logits.std(0).mean()
+    if not torch.isfinite(logits).all() or spread < 1e-6:
+        raise ExportError("With random weights the network's boxes are not finite or do not depend on picture and phrase.")
+    head = ran[-1]
+    head.weight *= _BOX_STD / spread
+    head.bias.copy_((head.bias - logits.mean(0)) * _BOX_STD / spread)
 
 
 def _draw_codes(latents: Tensor, count: int, random: torch.Generator) -> Tensor:

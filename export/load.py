@@ -28,6 +28,7 @@ def load(request: ExportRequest) -> AnyLoaded:
         known = ", ".join(architectures.names()) or "none yet"
         raise ExportError(f"{request.source!r} is not a source; write {_FORMS.format(names=known)}.")
     _check_weights(request, kind)
+    _check_reading(request, kind, identifier)
     _check_precision(request)
     source: Callable[[ExportRequest, str], AnyLoaded] = import_module(f"export.sources.{kind}").load
     return source(replace(request, weights="embedded") if kind == "onnx" else request, identifier)
@@ -39,6 +40,13 @@ def _check_precision(request: ExportRequest) -> None:
         raise ExportError("int8 is not exported; choose --precision fp32, fp16 or, with --engine tensorrt, bf16.")
     if request.precision == "bf16" and request.engine != "tensorrt":
         raise ExportError("onnxruntime does not run bf16; choose --precision fp16, or --engine tensorrt.")
+
+
+def _check_reading(request: ExportRequest, kind: str, identifier: str) -> None:
+    """A tokenizer is for networks that read phrases."""
+    reads = kind == "architecture" and architectures.task_of(architectures.find(identifier)) == "ground"
+    if not reads and (request.tokenizer is not None or request.long_phrases is not None):
+        raise ExportError(f"{request.source} reads no phrases; leave --tokenizer and --long-phrases out.")
 
 
 def _check_weights(request: ExportRequest, kind: str) -> None:

@@ -22,6 +22,11 @@ _STAGES = {
     "verify": "verify against torch",
     "publish": "publish",
 }
+_TOLD = (
+    *("logits", "probabilities", "agreement", "level", "margin", "codes", "boxes", "scores", "masks"),
+    *("strings", "box"),
+)  # ends of the names of the checks that the summary shows
+_LONG_PHRASES = {"refuse": "refused", "truncate": "cut off"}
 
 
 def run(request: ExportRequest, out: Console, err: Console, *, debug: bool = False) -> int:
@@ -91,6 +96,8 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
         yield "tokens", _tokens(manifest.codebook)
     elif manifest.detection is not None:
         yield "rows", _detections(manifest.detection, labelled=bool(manifest.labels))
+    elif manifest.text is not None:
+        yield "phrases", f"of at most {manifest.text.length} tokens; longer ones are {_LONG_PHRASES[manifest.text.too_long]}"
     else:
         yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
     yield "parameters", f"{manifest.parameters:,}"
@@ -173,7 +180,7 @@ def _verification(verification: Verification) -> Iterator[str]:
     for check in verification.checks:
         groups.setdefault(_without_batch(check.name), []).append(check)
     for name, checks in groups.items():
-        if name.endswith(("logits", "probabilities", "agreement", "level", "margin", "codes", "boxes", "scores", "masks")):
+        if name.endswith(_TOLD):
             yield _worst(name, checks)
 
 

@@ -1,16 +1,20 @@
 """What the stages of an export hand to one another."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.manifest import (
+    ArtifactFile,
     Codebook,
     Detection,
     Interpolation,
@@ -21,12 +25,16 @@ from app.manifest import (
     Source,
     TensorRTReport,
     TensorSpec,
+    Text,
     Verification,
 )
 from export.detector import Detector
+from export.grounder import Grounder
 from export.tokenizer import Tokenizer
 
+TOKENIZER_FILE = "tokenizer.json"
 Activation = Literal["softmax", "sigmoid"]
+LongPhrases = Literal["refuse", "truncate"]
 Reference = Callable[[Tensor], Tensor]
 """The network as its library runs it: normalised float32 [B,3,H,W] RGB -> logits float32 [B,C]."""
 
@@ -87,6 +95,8 @@ class ExportRequest:
     checkpoint: Path | None = None
     num_classes: int | None = None
     labels: Path | None = None
+    tokenizer: Path | None = None  # a file or a directory; only for networks that read phrases
+    long_phrases: LongPhrases | None = None  # None: refuse
     model_args: dict[str, Any] = field(default_factory=dict)
     preprocessing: PreprocessingOverrides = field(default_factory=PreprocessingOverrides)
     onnx: OnnxInterface = field(default_factory=OnnxInterface)
@@ -166,7 +176,54 @@ class LoadedDetector:
         return {"labels": self.labels, "detection": self.detection}
 
 
-AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer. `file` is its `tokenizer.json`, which the gateway runs; `ids` is the library's own way from a phrase to all of
+    its ids, special tokens included, neither cut nor padded: the reference of a verification."""
+
+    file: bytes
+    size: int
+    padding_id: int
+    unknown_id: int
+    ids: Callable[[str], list[int]]
+
+    def rows(self, phrases: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and mask, int64 [phrases,length] each. What is too long loses its end, but not the last special token."""
+        all_ids = [self.ids(phrase) for phrase in phrases]
+        cut = [ids if len(ids) <= length else [*ids[: length - 1], ids[-1]] for ids in all_ids]
+        padded = [ids + [self.padding_id] * (length - len(ids)) for ids in cut]
+        return np.array(padded), np.array([[1] * len(ids) + [0] * (length - len(ids)) for ids in cut])
+
+
+@dataclass(frozen=True)
+class LoadedGrounder:
+    """load -> fuse: a grounding network in eval mode, the tokenizer of its phrases, and all that is known about it."""
+
+    network: Grounder
+    preprocessing: Preprocessing
+    vocabulary: Vocabulary
+    long_phrases: LongPhrases
+    source: Source
+    weights: WeightsReport | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifest says of the phrases."""
+        content = self.vocabulary.file
+        file = ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        padding = self.vocabulary.padding_id
+        return {"text": Text(tokenizer=file, length=self.network.length, padding_id=padding, too_long=self.long_phrases)}
+
+
+@dataclass(frozen=True)
+class GroundingReference:
+    """What a grounding engine is held against: the network before any rewriting, and the library's tokenizer."""
+
+    network: Grounder
+    vocabulary: Vocabulary
+
+
+AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector | LoadedGrounder
 
 
 @dataclass(frozen=True)
@@ -189,7 +246,7 @@ class Fused:
 
     graph: nn.Module | onnx.ModelProto
     interface: Interface
-    reference: "Reference | Tokenizer | Detector"
+    reference: "Reference | Tokenizer | Detector | GroundingReference"
     parameters: int
     rewrites: tuple[str, ...] = ()
     exact_tail: bool = False

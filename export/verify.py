@@ -25,9 +25,10 @@ from export.golden import GoldenImage, golden_images
 from export.reference import reference_pixels
 from export.runner import Infer, open_engine
 from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
-from export.spec import ExportError, Fused, Reference, Staged, VerificationError, image_tensor
+from export.spec import ExportError, Fused, GroundingReference, Reference, Staged, VerificationError, image_tensor
 from export.tokenizer import Tokenizer
 from export.verify_detector import verify_detector
+from export.verify_grounder import verify_grounder
 from export.verify_tokenizer import verify_tokenizer
 
 
@@ -35,13 +36,15 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
     """Hold every engine of the build against its reference; `fused` are the graphs that the engines were made of, in their order.
 
     Raises:
-        VerificationError, ExportError: see `verify_classifier`, `verify_tokenizer` and `verify_detector`.
+        VerificationError, ExportError: see `verify_classifier`, `verify_tokenizer`, `verify_detector` and `verify_grounder`.
     """
     reference = fused[0].reference
     if isinstance(reference, Tokenizer):
         return verify_tokenizer(build, reference)
     if isinstance(reference, Detector):
         return (verify_detector(build[0], reference, fused[0].inner),)
+    if isinstance(reference, GroundingReference):
+        return (verify_grounder(build[0], reference),)
     return (verify_classifier(build[0], reference),)
 
 

@@ -82,7 +82,7 @@ def make(variant: str = "tiny", *, text: tuple[int, int, int, int] | None = None
 
 
 class Attention(nn.Module):
-    """Of `queries` [B,N,D] over `keys` [B,M,D]; `bias` [B,1,1,M] is added to the logits, so that what has the least number is not seen."""
+    """Of `queries` [B,N,D] over `keys` [B,M,D]; `bias` [B,1,1,M] is added to the logits; what has the least number is not seen."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

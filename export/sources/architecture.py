@@ -12,12 +12,24 @@ from torch import nn
 from app.manifest import Preprocessing, Source
 from export import architectures
 from export.detector import Detector
-from export.dry_run import count_classes, measure_codebook, measure_detector
-from export.informative import informative_detector, informative_tokenizer, informative_weights
+from export.dry_run import check_grounder, count_classes, measure_codebook, measure_detector
+from export.grounder import Grounder
+from export.informative import informative_detector, informative_grounder, informative_tokenizer, informative_weights
 from export.labels import choose_labels
+from export.phrases import grounding_phrases
 from export.preprocessing import from_timm_config
 from export.provenance import describe_source
-from export.spec import AnyLoaded, ExportError, ExportRequest, Loaded, LoadedDetector, LoadedTokenizer, WeightsReport
+from export.spec import (
+    AnyLoaded,
+    ExportError,
+    ExportRequest,
+    Loaded,
+    LoadedDetector,
+    LoadedGrounder,
+    LoadedTokenizer,
+    Vocabulary,
+    WeightsReport,
+)
 from export.tokenizer import Tokenizer
 from export.weights import Checkpoint, load_weights, misfit, read_checkpoint
 
@@ -56,10 +68,7 @@ def _load_classifier(request: ExportRequest, identifier: str, module: ModuleType
 
 
 def _load_tokenizer(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedTokenizer:
-    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
-    given = [flag for flag, value in classifying.items() if value is not None]
-    if given:
-        raise ExportError(f"{identifier} is a tokenizer and has no classes; leave {', '.join(given)} out.")
+    _refuse_classes(request, f"{identifier} is a tokenizer")
     network = _make(request, identifier, module, request.model_args)
     if not isinstance(network, Tokenizer):
         raise ExportError(f"{identifier} does not make a Tokenizer, although its TASK is tokenize.")
@@ -104,10 +113,53 @@ def _load_detector(request: ExportRequest, identifier: str, module: ModuleType, 
     )
 
 
+def _load_grounder(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedGrounder:
+    _refuse_classes(request, f"{identifier} finds what a phrase describes")
+    network = _make(request, identifier, module, request.model_args)
+    if not isinstance(network, Grounder):
+        raise ExportError(f"{identifier} does not make a Grounder, although its TASK is ground.")
+    network.requires_grad_(False)
+    vocabulary = _vocabulary(request, network)
+    check_grounder(network, preprocessing, vocabulary)
+    report = None
+    if request.weights == "random":
+        informative_grounder(network, preprocessing, vocabulary, request.seed)
+    elif request.checkpoint is not None:
+        report = _fit(network, read_checkpoint(request.checkpoint, network), module)
+        check_grounder(network, preprocessing, vocabulary)
+    return LoadedGrounder(
+        network=network,
+        preprocessing=preprocessing,
+        vocabulary=vocabulary,
+        long_phrases=request.long_phrases or "refuse",
+        source=_source(request, identifier, module, request.model_args, report),
+        weights=report,
+    )
+
+
+def _vocabulary(request: ExportRequest, network: Grounder) -> Vocabulary:
+    """That of --tokenizer, else of the checkpoint's directory; random weights may have one trained here."""
+    from export.bert_tokenizer import read_tokenizer, train_tokenizer, vocabulary_of  # noqa: PLC0415 -- transformers takes seconds
+
+    if request.tokenizer is not None:
+        return vocabulary_of(read_tokenizer(request.tokenizer))
+    if request.checkpoint is not None:
+        return vocabulary_of(read_tokenizer(request.checkpoint.parent))
+    return vocabulary_of(train_tokenizer(grounding_phrases(), min(2000, network.vocabulary)))
+
+
+def _refuse_classes(request: ExportRequest, reason: str) -> None:
+    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
+    given = [flag for flag, value in classifying.items() if value is not None]
+    if given:
+        raise ExportError(f"{reason} and has no classes; leave {', '.join(given)} out.")
+
+
 _LOADERS: dict[str, Callable[[ExportRequest, str, ModuleType, Preprocessing], AnyLoaded]] = {
     "classify": _load_classifier,
     "tokenize": _load_tokenizer,
     "detect": _load_detector,
+    "ground": _load_grounder,
 }
 
 
