@@ -169,7 +169,10 @@ class VisualBranch(nn.Module):
 
 
 class LanguageBranch(nn.Module):
-    """BERT: ids and mask [B,L] -> its last states [B,L,D]."""
+    """BERT: ids [B,L] and what is not seen of them [B,1,1,L] -> its last states [B,L,D].
+
+    Of a mask with an axis for heads and queries BERT makes nothing more: of [B,L] it would gather the other axes by index.
+    """
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -186,8 +189,8 @@ class LanguageBranch(nn.Module):
         )
         self.language_backbone = BertModel(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states: Tensor = self.language_backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(self, input_ids: Tensor, unseen: Tensor) -> Tensor:
+        states: Tensor = self.language_backbone(input_ids=input_ids, attention_mask=unseen).last_hidden_state
         return states
 
 
@@ -217,7 +220,7 @@ class TransVGPlusPlus(Grounder):
         self.prediction_head = PredictionHead(variant.width, variant.head)
 
     def locate(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        words = self.text_proj(self.language_branch(input_ids, attention_mask))
         unseen = torch.where(attention_mask.bool(), 0.0, torch.finfo(torch.float32).min)[:, None, None]
+        words = self.text_proj(self.language_branch(input_ids, unseen))
         logits: Tensor = self.prediction_head(self.visual_branch(images, self.reg_token, words, unseen))
         return logits
