@@ -63,6 +63,7 @@ def verify_grounder(staged: Staged, reference: GroundingReference) -> Staged:
             images=len(verifier.images),
             batch_sizes=verifier.batches,
             checks=checks,
+            accuracy={},
         )
         if not verification.passed:
             raise VerificationError(failure(checks), verification)

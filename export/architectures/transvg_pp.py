@@ -99,7 +99,8 @@ class Attention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """[B,N,D] -> [B,heads,N,D/heads]."""
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        batch, count, width = tokens.shape
+        return tokens.view(batch, count, self.heads, width // self.heads).transpose(1, 2)
 
 
 class MLP(nn.Module):
