@@ -1,8 +1,12 @@
-"""The small engine that the tests of the later stages share: exporting it takes longer than what they test."""
+"""The small engines that the tests of the later stages share: exporting them takes longer than what they test."""
 
 import pytest
 
-from export.spec import Engine, Loaded, Reference
+from export.fuse_detector import fuse_detector
+from export.load import load
+from export.spec import Engine, Fused, Loaded, LoadedDetector, Reference
+from export.to_onnx import to_onnx
+from tests.export.detectors import DETECTORS
 from tests.export.small import make_engine, make_loaded
 
 
@@ -15,3 +19,13 @@ def loaded() -> Loaded:
 def made(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Reference]:
     """An ONNX engine and the reference that it agrees with."""
     return make_engine(loaded, tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
+def made_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedDetector, Fused, Engine]:
+    """A narrow ViDT+, which has everything that a detector can have: masks, and padding that it masks."""
+    directory = tmp_path_factory.mktemp("detector")
+    loaded = load(DETECTORS["vidt_plus"].request(directory))
+    assert isinstance(loaded, LoadedDetector)
+    fused = fuse_detector(loaded)
+    return loaded, fused, to_onnx(fused, directory / "model.onnx", "fp32")

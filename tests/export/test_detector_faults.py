@@ -19,11 +19,8 @@ import export.served
 import export.verify_detector
 from app.manifest import Preprocessing
 from app.resize import content_size, resize
-from export.fuse import fuse
-from export.load import load
 from export.spec import Engine, Fused, LoadedDetector, VerificationError
 from export.stage import stage
-from export.to_onnx import to_onnx
 from export.verify_detector import verify_detector
 from tests.export.detectors import DETECTORS
 
@@ -31,18 +28,9 @@ FAMILY = DETECTORS["vidt_plus"]
 Made = tuple[LoadedDetector, Fused, Engine]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    directory = tmp_path_factory.mktemp("detector")
-    loaded = load(FAMILY.request(directory))
-    assert isinstance(loaded, LoadedDetector)
-    (fused,) = fuse(loaded)
-    return loaded, fused, to_onnx(fused, directory / "model.onnx", "fp32")
-
-
-def failed_checks(directory: Path, made: Made, **changes: Any) -> set[str]:
+def failed_checks(directory: Path, made_detector: Made, **changes: Any) -> set[str]:
     """What verification says of the engine; `changes` are of what is told of its network. Nothing when it passes."""
-    loaded, fused, engine = made
+    loaded, fused, engine = made_detector
     loaded = replace(loaded, **changes)
     with stage([engine], loaded, FAMILY.request(directory)) as (staged,):
         try:
@@ -78,21 +66,21 @@ def forget_the_shift(network: Any) -> None:
         block.shift = 0
 
 
-def test_the_control_has_no_fault(tmp_path: Path, made: Made) -> None:
-    assert failed_checks(tmp_path, made) == set()
+def test_the_control_has_no_fault(tmp_path: Path, made_detector: Made) -> None:
+    assert failed_checks(tmp_path, made_detector) == set()
 
 
 @pytest.mark.parametrize("fault", [swap_channels, drop_a_block, drop_a_decoder_layer, forget_the_shift])
-def test_a_faulty_network_is_seen_query_by_query(tmp_path: Path, made: Made, fault: Callable[[Any], None]) -> None:
-    failed = failed_checks(tmp_path, made, network=changed(made[0], fault))
+def test_a_faulty_network_is_seen_query_by_query(tmp_path: Path, made_detector: Made, fault: Callable[[Any], None]) -> None:
+    failed = failed_checks(tmp_path, made_detector, network=changed(made_detector[0], fault))
     assert {f"engine, batch {batch}: query boxes" for batch in (1, 3, 8)} <= failed
     assert {f"engine, batch {batch}: query scores" for batch in (1, 3, 8)} <= failed
     assert "engine, batch 1: row boxes" in failed
 
 
 @pytest.mark.parametrize("fault", [{"mean": (0.5, 0.5, 0.5)}, {"std": (0.3, 0.3, 0.3)}, {"scale": 1 / 256}], ids=str)
-def test_wrong_normalisation_is_seen(tmp_path: Path, made: Made, fault: dict[str, Any]) -> None:
-    failed = failed_checks(tmp_path, made, preprocessing=made[0].preprocessing.model_copy(update=fault))
+def test_wrong_normalisation_is_seen(tmp_path: Path, made_detector: Made, fault: dict[str, Any]) -> None:
+    failed = failed_checks(tmp_path, made_detector, preprocessing=made_detector[0].preprocessing.model_copy(update=fault))
     assert {"engine, batch 1: query boxes", "engine, batch 1: query scores"} <= failed
 
 
@@ -110,26 +98,28 @@ def show_black(image: Image.Image, preprocessing: Preprocessing, original: tuple
 
 
 @pytest.mark.parametrize("fault", [shift_by_one, fit_a_pixel_too_small, show_black])
-def test_a_wrong_frame_is_seen(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]) -> None:
+def test_a_wrong_frame_is_seen(
+    tmp_path: Path, made_detector: Made, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
+) -> None:
     monkeypatch.setattr(export.served, "resize", fault)
-    assert "pixels: off by more than one level" in failed_checks(tmp_path, made)
+    assert "pixels: off by more than one level" in failed_checks(tmp_path, made_detector)
 
 
-def test_a_black_image_is_seen_as_blindness(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_black_image_is_seen_as_blindness(tmp_path: Path, made_detector: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.served, "resize", show_black)
-    assert {"sees a black image: query boxes", "sees another image: query scores"} <= failed_checks(tmp_path, made)
+    assert {"sees a black image: query boxes", "sees another image: query scores"} <= failed_checks(tmp_path, made_detector)
 
 
-def test_padding_that_begins_a_pixel_too_late_is_seen(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_that_begins_a_pixel_too_late_is_seen(tmp_path: Path, made_detector: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_more(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
         rows, columns = content_size(width, height, preprocessing)
         return rows + 1, columns + 1
 
     monkeypatch.setattr(export.verify_detector, "content_size", one_more)
-    assert "content: largest difference" in failed_checks(tmp_path, made)
+    assert "content: largest difference" in failed_checks(tmp_path, made_detector)
 
 
-def test_padding_that_is_looked_at_is_seen(tmp_path: Path, made: Made) -> None:
+def test_padding_that_is_looked_at_is_seen(tmp_path: Path, made_detector: Made) -> None:
     """The engine masks its padding; a reference that does not gives other answers."""
 
     def ignore_content(network: Any) -> None:
@@ -137,5 +127,5 @@ def test_padding_that_is_looked_at_is_seen(tmp_path: Path, made: Made) -> None:
         network.encode = lambda images, content: encode(images, None)
         network.decode = lambda features, frame, content: decode(features, frame, None)
 
-    failed = failed_checks(tmp_path, made, network=changed(made[0], ignore_content))
+    failed = failed_checks(tmp_path, made_detector, network=changed(made_detector[0], ignore_content))
     assert {"engine, batch 1: query boxes", "engine, batch 1: query scores"} <= failed
