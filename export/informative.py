@@ -229,7 +229,8 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
     scaled = logits * gain
     centre = scaled.mean((0, 1))
     if network.score == "sigmoid":
-        centre = centre + (scaled - centre).flatten(1).topk(network.rows).values[:, -1].mean()
+        pairs = (scaled - centre).flatten(1)
+        centre = centre + pairs.topk(min(network.rows, pairs.shape[1] // 2)).values[:, -1].mean()
     head.weight *= gain
     head.bias.copy_(head.bias * gain - centre)
 
