@@ -53,7 +53,7 @@ def _count_queries(config: Any) -> int:
     return int(config.num_detection_tokens if hasattr(config, "num_detection_tokens") else config.num_queries)
 
 
-def _has_no_object(library: nn.Module) -> bool:
+def _has_no_object(library: Any) -> bool:
     """Whether the layer of the class logits is one wider than there are labels."""
     classes: int = library.config.num_labels
     heads = [module for name, module in library.named_modules() if "class" in name and isinstance(module, nn.Linear)]

@@ -124,6 +124,7 @@ def _tidy(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+    common.TopologicalSortPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     model.ir_version = min(model.ir_version, MAX_IR)
 

@@ -132,7 +132,8 @@ class _Verifier:
         for index, image in enumerate(self.images):
             if image.travels:
                 outputs = f"golden/{image.name.partition('.')[0]}.npz"
-                np.savez_compressed(staged.path / outputs, **run({name: rows[index : index + 1] for name, rows in inputs.items()}))
+                answer = run({name: rows[index : index + 1] for name, rows in inputs.items()})
+                np.savez_compressed(staged.path / outputs, allow_pickle=False, **answer)
                 tolerance, outliers = self.tolerance.golden, self.tolerance.outliers
                 yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance, outliers=outliers)
 

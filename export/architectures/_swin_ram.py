@@ -293,6 +293,7 @@ class SwinWithTokens(nn.Module):
         first, last = tuple(patches.shape[1:3]), len(self.layers) - 1
         maps = []
         for index, stage in enumerate(self.layers):
+            assert isinstance(stage, Stage)
             size = (patches.shape[1], patches.shape[2])
             positions, mask = None, None
             if index == last:

@@ -286,6 +286,12 @@ class DecoderLayer(nn.Module):
         return decoded
 
 
+class Decoder(nn.Module):
+    def __init__(self, variant: Variant, levels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(variant, levels) for _ in range(variant.layers))
+
+
 class Transformer(nn.Module):
     """The decoder's layers, and where each query looks first."""
 
@@ -293,8 +299,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.reference_points = nn.Linear(variant.channels, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
-        self.decoder = nn.Module()
-        self.decoder.layers = nn.ModuleList(DecoderLayer(variant, levels) for _ in range(variant.layers))
+        self.decoder = Decoder(variant, levels)
 
 
 class ViDTPlus(Detector):
@@ -343,7 +348,7 @@ class ViDTPlus(Detector):
 
     def decode(self, features: Tensor, frame: tuple[int, int], content: Tensor | None) -> Queries:
         states, boxes = self._refine(features, frame, content)
-        centre, size = boxes[-1].split(2, -1)
+        centre, size = boxes[-1].chunk(2, -1)
         corners = torch.cat([centre - size / 2, centre + size / 2], -1)
         if content is not None:
             shown = content / torch.tensor(frame, device=content.device)
@@ -381,14 +386,29 @@ class ViDTPlus(Detector):
     def _initialise(self) -> None:
         """As the authors: every class rare, every box small and where its query looks first."""
         for projection in (self.tgt_proj[0], self.query_pos_proj[0]):
-            nn.init.xavier_uniform_(projection.weight, gain=1)
-            nn.init.zeros_(projection.bias)
+            assert isinstance(projection, nn.Conv2d)
+            nn.init.xavier_uniform_(projection.weight)
+            _clear_bias(projection)
         for head in self.class_embed:
+            assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -math.log(99))
         for head in (*self.bbox_embed, *(self.vector_embed or ())):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
-        nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+            last = _last(head)
+            nn.init.zeros_(last.weight)
+            _clear_bias(last)
+        nn.init.constant_(_last(self.bbox_embed[0]).bias[2:], -2.0)
+
+
+def _last(head: nn.Module) -> nn.Linear:
+    assert isinstance(head, MLP)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    return last
+
+
+def _clear_bias(layer: nn.Linear | nn.Conv2d) -> None:
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
 
 
 def _each(heads: nn.ModuleList, states: list[Tensor]) -> Tensor:

@@ -200,15 +200,18 @@ def _frame(transformers: Any, identifier: str, config: Any, overrides: Preproces
     except Exception as error:
         raise ExportError(f"The image processor of {identifier} cannot be read: {error}") from error
     size = _size(processor.size)
-    frame = overrides.input_size or (size.get("height") or size.get("shortest_edge"), size.get("width") or size.get("longest_edge"))
-    if not frame[0] or not frame[1]:
+    height, width = overrides.input_size or (
+        size.get("height") or size.get("shortest_edge"),
+        size.get("width") or size.get("longest_edge"),
+    )
+    if height is None or width is None:
         raise ExportError(f"{type(processor).__name__} resizes by {size}, which is no frame of one size; give --input-size.")
     return finish(
         overrides,
-        height=frame[0],
-        width=frame[1],
+        height=height,
+        width=width,
         policy="letterbox" if letterbox else "stretch",
-        resize=frame,
+        resize=(height, width),
         **_normalisation(processor),
     )
 

@@ -109,9 +109,9 @@ DETECTORS: dict[str, DetectorFamily] = {
             _DECODER
             | {
                 "backbone_config": _residual(2, 3, 4),
-                "decoder_layers": 2,
+                "decoder_layers": 1,
                 "with_box_refine": True,
-                "num_feature_levels": 4,
+                "num_feature_levels": 3,
                 "encoder_n_points": 2,
                 "decoder_n_points": 2,
             },
