@@ -109,7 +109,7 @@ DETECTORS: dict[str, DetectorFamily] = {
             _DECODER
             | {
                 "backbone_config": _residual(2, 3, 4),
-                "decoder_layers": 1,
+                "decoder_layers": 2,
                 "with_box_refine": True,
                 "num_feature_levels": 3,
                 "encoder_n_points": 2,

@@ -65,9 +65,12 @@ def test_rows_are_those_of_the_librarys_post_processing(detectors: dict[str, Loa
         order = answer["scores"].argsort(descending=True)
         found = Detections(rows.boxes[image], rows.scores[image], rows.classes[image])
         torch.testing.assert_close(found.scores, answer["scores"][order])
-        assert torch.equal(found.classes, answer["labels"][order])
+        drops = -found.scores.diff(prepend=found.scores[:1] + 1, append=found.scores[-1:] - 1)
+        clear = (drops[:-1] > 1e-6) & (drops[1:] > 1e-6)  # equal scores have no order
+        assert clear.float().mean() > 0.7
+        assert torch.equal(found.classes[clear], answer["labels"][order][clear])
         pixels = found.boxes * torch.tensor([SIZE[1], SIZE[0]] * 2)
-        torch.testing.assert_close(pixels, answer["boxes"][order], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(pixels[clear], answer["boxes"][order][clear], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", LIBRARY)
