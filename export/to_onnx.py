@@ -120,11 +120,11 @@ def _tidy(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], source)
             model.graph.remove(node, safe=True)
     _take_shape_of_floats(model)
+    _hold_constants(model)
     fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
-    common.TopologicalSortPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     model.ir_version = min(model.ir_version, MAX_IR)
 
@@ -138,6 +138,16 @@ def _take_shape_of_floats(model: ir.Model) -> None:
         if node.op_type == "Shape" and cast is not None:
             node.replace_input_with(0, cast.outputs[0])
     common.TopologicalSortPass()(model)
+
+
+def _hold_constants(model: ir.Model) -> None:
+    """Give the graph those constants that only their readers know: fusing Clips, the optimiser may lose their bounds."""
+    held = model.graph.initializers
+    for value in [value for node in model.graph for value in node.inputs if value is not None]:
+        loose = value.const_value is not None and value.producer() is None and not value.is_graph_input()
+        if loose and held.get(value.name or "") is not value:
+            value.name = f"constant_{len(held)}"
+            model.graph.register_initializer(value)
 
 
 def _pads_nothing(node: ir.Node) -> bool:
