@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from app.manifest import Precision
+from app.manifest import Precision, TensorSpec
 from export import to_onnx as module
 from export.fuse import fuse_classifier
 from export.informative import sample_images
-from export.spec import Engine, ExportError, image_tensor
+from export.spec import Engine, ExportError, Fused, Interface, image_tensor
 from export.to_onnx import to_onnx
 from tests.export.small import PREPROCESSING, SmallNet, make_loaded
 
@@ -147,3 +147,26 @@ def run(engine: Engine, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(engine.path, providers=["CPUExecutionProvider"])
     probabilities: np.ndarray = session.run(["probabilities"], {"image": images})[0]
     return probabilities
+
+
+class TwiceClipped(nn.Module):
+    """Two readers each clip again what was clipped: the inverse sigmoids of iterative box refinement."""
+
+    def forward(self, shares: torch.Tensor) -> torch.Tensor:
+        first = shares.sigmoid()
+        return inverse_sigmoid(first) + 2 * (inverse_sigmoid(first) + shares).sigmoid()
+
+
+def inverse_sigmoid(shares: torch.Tensor) -> torch.Tensor:
+    held = shares.clamp(min=0, max=1)
+    return torch.log(held.clamp(min=1e-5) / (1 - held).clamp(min=1e-5))
+
+
+def test_clips_of_clips_keep_their_bounds(tmp_path: Path) -> None:
+    source = TensorSpec(name="image", dtype="float32", shape=(-1, 4))
+    interface = Interface("classify", (source,), (source.model_copy(update={"name": "probabilities"}),))
+    path = to_onnx(Fused(TwiceClipped(), interface, lambda image: image, parameters=0), tmp_path / "model.onnx", "fp32").path
+    rows = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected = TwiceClipped()(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": rows})[0], expected, atol=1e-5)
