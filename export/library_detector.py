@@ -27,9 +27,12 @@ class LibraryDetector(Detector):
         self.rows = queries if self.score == "softmax" else min(_ROWS, queries * library.config.num_labels)
 
     def encode(self, images: Tensor, content: Tensor | None) -> Tensor:
-        """[B,Q,K + 4]: logits and boxes."""
-        masked = {} if content is None else {"pixel_mask": _inside(images, content)}
-        answer = self.library(pixel_values=images, **masked)
+        """[B,Q,K + 4]: logits and boxes. Padding is 0, as the library's processors leave it."""
+        given = {"pixel_values": images}
+        if content is not None:
+            inside = _inside(images, content)
+            given = {"pixel_values": images * inside.unsqueeze(1).float(), "pixel_mask": inside}
+        answer = self.library(**given)
         return torch.cat([answer.logits, answer.pred_boxes], -1)
 
     def decode(self, features: Tensor, frame: tuple[int, int], content: Tensor | None) -> Queries:

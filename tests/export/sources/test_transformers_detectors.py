@@ -40,6 +40,7 @@ def library_answer(network: Any, images: torch.Tensor, content: torch.Tensor | N
         given["pixel_mask"] = torch.zeros(len(images), *SIZE, dtype=torch.long)
         for mask, (height, width) in zip(given["pixel_mask"], sizes, strict=True):
             mask[:height, :width] = 1
+        given["pixel_values"] = images * given["pixel_mask"][:, None]  # as the processor pads
     processor = getattr(transformers, DETECTORS[library.config.model_type].processor["image_processor_type"])()  # type: ignore[index]
     answers: list[dict[str, torch.Tensor]] = processor.post_process_object_detection(
         library(**given), threshold=-1, target_sizes=sizes
