@@ -20,6 +20,7 @@ from export.tokenizer import Tokenizer
 _LOGIT_STD = 3.0
 _PIXEL_STD = 45.0  # levels
 _BOX_STD = 1.0  # of the logits of a box
+_ALIKE = 0.1  # of the frame, between neighbouring queries' boxes
 _CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
 
 
@@ -216,9 +217,11 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
             ran.append((module, output))
 
     hooks = [module.register_forward_hook(record) for module in network.modules()]
-    logits = network.detect(images, None).logits
+    logits, boxes, _ = network.detect(images, None)
     for hook in hooks:
         hook.remove()
+    if (boxes - boxes.roll(1, 1)).abs().sum(-1).median() < _ALIKE:
+        _spread_boxes(*next((layer, output) for layer, output in reversed(ran) if output.shape == boxes.shape))
     head = next((layer for layer, output in reversed(ran) if output.shape == logits.shape and torch.equal(output, logits)), None)
     spread = logits.std(dim=0).mean()
     if head is None or head.bias is None or not torch.isfinite(logits).all() or spread < 1e-6:
@@ -233,6 +236,13 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
         centre = centre + pairs.topk(min(network.rows, pairs.shape[1] // 2)).values[:, -1].mean()
     head.weight *= gain
     head.bias.copy_(head.bias * gain - centre)
+
+
+def _spread_boxes(head: nn.Linear, logits: Tensor) -> None:
+    """Scale and centre the layer of the boxes until each coordinate's logit varies by 1 over an image's queries."""
+    gain = 1 / logits.std(1).mean().clamp(min=1e-6)
+    head.weight *= gain
+    head.bias.copy_((head.bias - logits.mean((0, 1))) * gain)
 
 
 def _heads(network: nn.Module, images: Tensor) -> list[nn.Linear | nn.Conv2d]:
