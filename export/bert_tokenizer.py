@@ -1,14 +1,12 @@
 """BERT's tokenizer as transformers has it: trained here or read from a file; the reference of the ids that the gateway gives."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from export.spec import ExportError, Vocabulary
@@ -17,14 +15,18 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def train_tokenizer(lines: Iterable[str], size: int) -> BertTokenizer:
-    """A lower-casing WordPiece vocabulary of at most `size` tokens, or of all letters where these are more; the same for the same
-    lines."""
-    trained = Tokenizer(WordPiece(unk_token="[UNK]"))  # noqa: S106 -- a token of text
-    trained.normalizer = BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
-    trained.train_from_iterator(lines, trainer)
-    return _make(trained.get_vocab(), lower=True)
+    """A lower-casing vocabulary of all letters of `lines`, at and behind the beginning of a word, and of the most frequent words,
+    `size` tokens in all where the letters leave room.
+
+    It is the same for the same lines; the trainers of `tokenizers` break ties in another order each time.
+    """
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    words = Counter(word for line in lines for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(line)))
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    pieces += frequent[: max(0, size - len(pieces))]
+    return _make({piece: number for number, piece in enumerate(pieces)}, lower=True)
 
 
 def read_tokenizer(path: Path) -> BertTokenizer:
