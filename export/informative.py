@@ -21,6 +21,7 @@ _LOGIT_STD = 3.0
 _PIXEL_STD = 45.0  # levels
 _BOX_STD = 1.0  # of the logits of a box
 _ALIKE = 0.1  # of the frame, between neighbouring queries' boxes
+_SHARPENING_ROUNDS = 4
 _CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
 
 
@@ -210,6 +211,7 @@ def _spread_logits(network: nn.Module, images: Tensor) -> None:
 
 def _spread_queries(network: Detector, images: Tensor) -> None:
     """Scale the layer that gives the logits until each varies by `_LOGIT_STD`, and centre them; of sigmoids, where rows begin."""
+    _sharpen_queries(network, images)
     ran: list[tuple[nn.Linear, Tensor]] = []
 
     def record(module: nn.Module, inputs: object, output: object) -> None:
@@ -217,11 +219,9 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
             ran.append((module, output))
 
     hooks = [module.register_forward_hook(record) for module in network.modules()]
-    logits, boxes, _ = network.detect(images, None)
+    logits = network.detect(images, None).logits
     for hook in hooks:
         hook.remove()
-    if (boxes - boxes.roll(1, 1)).abs().sum(-1).median() < _ALIKE:
-        _spread_boxes(*next((layer, output) for layer, output in reversed(ran) if output.shape == boxes.shape))
     head = next((layer for layer, output in reversed(ran) if output.shape == logits.shape and torch.equal(output, logits)), None)
     spread = logits.std(dim=0).mean()
     if head is None or head.bias is None or not torch.isfinite(logits).all() or spread < 1e-6:
@@ -238,11 +238,15 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
     head.bias.copy_(head.bias * gain - centre)
 
 
-def _spread_boxes(head: nn.Linear, logits: Tensor) -> None:
-    """Scale and centre the layer of the boxes until each coordinate's logit varies by 1 over an image's queries."""
-    gain = 1 / logits.std(1).mean().clamp(min=1e-6)
-    head.weight *= gain
-    head.bias.copy_((head.bias - logits.mean((0, 1))) * gain)
+def _sharpen_queries(network: Detector, images: Tensor) -> None:
+    """Lengthen learned queries, which may only say where attention looks, until an image's boxes differ."""
+    for _ in range(_SHARPENING_ROUNDS):
+        boxes = network.detect(images, None).boxes
+        if (boxes - boxes.roll(1, 1)).abs().sum(-1).median() >= _ALIKE:
+            return
+        for module in network.modules():
+            if isinstance(module, nn.Embedding) and module.num_embeddings == boxes.shape[1]:
+                module.weight *= 4
 
 
 def _heads(network: nn.Module, images: Tensor) -> list[nn.Linear | nn.Conv2d]:

@@ -7,6 +7,7 @@ from export.rewrites.convit import BAKED_POSITIONS
 from export.rewrites.crossvit import MATRIX_RESIZE
 from export.rewrites.cvt import MATMUL_ATTENTION
 from export.rewrites.deformable import GATHERED_ATTENTION
+from export.rewrites.detr import PLAIN_MASKS
 from export.rewrites.explicit_attention import EXPLICIT_ATTENTION
 from export.rewrites.global_mean import GLOBAL_MEAN
 from export.rewrites.hiera import GATHERED_UNROLL
@@ -22,6 +23,7 @@ REWRITES: tuple[Rewrite, ...] = (
     GATHERED_UNROLL,
     ONE_HOT_OUTLOOK,
     GATHERED_ATTENTION,
+    PLAIN_MASKS,
     BAKED_TABLES,
 )
 

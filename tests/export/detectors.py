@@ -103,6 +103,7 @@ DETECTORS: dict[str, DetectorFamily] = {
             "detr",
             _DECODER | {"backbone_config": _residual(4), "decoder_layers": 1},
             processor=_processor("DetrImageProcessor"),
+            rewrites=frozenset(("detr-plain-masks",)),
         ),
         DetectorFamily(
             "deformable_detr",
