@@ -271,6 +271,14 @@ class Manifest(Record):
             raise ValueError(f"an engine for {self.role} needs a codebook")
         return self
 
+    @model_validator(mode="after")
+    def _says_what_its_answers_mean(self) -> "Manifest":
+        if self.role == "detect" and self.detection is None:
+            raise ValueError("an engine for detect needs its detection")
+        if self.role == "ground" and self.text is None:
+            raise ValueError("an engine for ground needs its text")
+        return self
+
     @property
     def entry_name(self) -> str:
         """The directory of the repository: MODEL, or MODEL.ROLE when the model has several engines."""

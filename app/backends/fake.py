@@ -58,12 +58,14 @@ class FakeBackend:
 
 
 def _values(spec: TensorSpec, seed: int, entry: Entry) -> NDArray[Any]:
-    """One row; floats are positive and sum to 1 over the last axis, as probabilities do, and tokens are in the codebook."""
+    """One row; floats are positive and sum to 1 over the last axis, as probabilities do; tokens are in the codebook,
+    classes among the model's."""
     shape = [max(1, size) for size in spec.shape[1:]]
     generator = np.random.default_rng(seed)
     if not spec.dtype.startswith("float"):
-        codebook = entry.manifest.codebook
+        codebook, detection = entry.manifest.codebook, entry.manifest.detection
         highest = codebook.size if codebook is not None and spec.name == "tokens" else 100
+        highest = detection.classes if detection is not None and spec.name == "classes" else highest
         return generator.integers(0, highest, shape).astype(spec.dtype)
     values: NDArray[Any] = generator.random(shape) + 1e-3
     values /= values.sum(-1, keepdims=True)

@@ -2,8 +2,12 @@
 
 from app.tasks.base import AnyTask
 from app.tasks.classify import Classify
+from app.tasks.detect import Detect
 from app.tasks.detokenize import Detokenize
+from app.tasks.ground import Ground
 from app.tasks.reconstruct import Reconstruct
 from app.tasks.tokenize import Tokenize
 
-TASKS: dict[str, AnyTask] = {task.name: task for task in (Classify(), Tokenize(), Detokenize(), Reconstruct())}
+TASKS: dict[str, AnyTask] = {
+    task.name: task for task in (Classify(), Detect(), Ground(), Tokenize(), Detokenize(), Reconstruct())
+}
