@@ -1,5 +1,6 @@
 """Boxes, masks and labels drawn onto the upright original, legible whatever its size."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,8 @@ NOTHING = "\U0010ffff"  # no font has it: drawn as every character that a font l
 class Mark:
     """What is drawn for one answer. `box` xyxy in pixels of the picture; `number` chooses the colour.
 
-    `caption` is followed by `score` where there is one. Where the font lacks a character of it, `short` is written in its place.
+    `caption` is followed by `score` where there is one. Where the font lacks a letter it is written without its accents, and where
+    that is not enough `short` stands in its place.
     """
 
     box: Box
@@ -92,8 +94,9 @@ def _label(canvas: ImageDraw.ImageDraw, mark: Mark, font: Font, line: int) -> No
 
 def _fit(mark: Mark, font: Font, room: int) -> str:
     """The caption and the score, without the score or the caption's end where they are wider than `room`; empty if nothing fits."""
-    caption = " ".join(mark.caption.split())
-    caption = caption if _has_all(font, caption) else mark.short
+    plain = " ".join(mark.caption.split())
+    bare = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
+    caption = next((text for text in (plain, bare) if _has_all(font, text)), mark.short)
     for text in _shorter(caption, "" if mark.score is None else f" {mark.score:.2f}"):
         if font.getlength(text) <= room:
             return text
@@ -126,5 +129,5 @@ def _ink(ground: Colour) -> Colour:
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> Font:
-    """The font that comes with Pillow, which is Latin; `size` in pixels."""
+    """The font that comes with Pillow, of English letters; `size` in pixels."""
     return ImageFont.load_default(size)

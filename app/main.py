@@ -49,9 +49,12 @@ def create_app(settings: Settings) -> FastAPI:
     metrics.begin(TASKS)
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
-    defaults = {"classify": settings.default_classify} | dict.fromkeys(
-        ("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer
-    )
+    defaults = {
+        "classify": settings.default_classify,
+        "detect": settings.default_detect,
+        "ground": settings.default_ground,
+        **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
+    }
     smoke = _no_smoke if settings.backend == "fake" else check_golden
     catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout)
     limits = DecodeLimits(

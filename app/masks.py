@@ -34,7 +34,7 @@ class Mask:
         first = int(ends[0]) // self.height
         last = -(-int(ends[(len(ends) - 1) // 2 * 2 - 1 if len(ends) % 2 else -1]) // self.height)
         begin, end = first * self.height, last * self.height
-        within = np.diff(np.clip(ends, begin, end), prepend=begin)
+        within: NDArray[np.int64] = np.diff(np.clip(ends, begin, end), prepend=begin).astype(np.int64)
         columns = np.repeat(np.arange(len(ends)) % 2 == 1, within).reshape(last - first, self.height)
         rows = np.flatnonzero(columns.any(0))
         return first, int(rows[0]), columns[:, rows[0] : rows[-1] + 1].T
@@ -62,7 +62,8 @@ def decode_mask(coefficients: NDArray[np.float32], side: int) -> NDArray[np.bool
     spectrum[rows[:count], columns[:count]] = coefficients
     basis = _cosines(side)
     shades: NDArray[np.float64] = basis.T @ spectrum @ basis
-    return shades > (shades.max() + shades.min()) / 2
+    inside: NDArray[np.bool_] = shades > (shades.max() + shades.min()) / 2
+    return inside
 
 
 def paste(mask: NDArray[np.bool_], box: Box, width: int, height: int) -> Mask:
@@ -86,7 +87,7 @@ def paste(mask: NDArray[np.bool_], box: Box, width: int, height: int) -> Mask:
 
 
 class _Stretch:
-    """One axis of a mask of `side` over `begin` to `end` (pixels): the pixels of `size` that it reaches, and between what they lie."""
+    """One axis of a mask of `side` over the pixels `begin` to `end`: those of `size` that it reaches, and between what they lie."""
 
     def __init__(self, begin: float, end: float, size: int, side: int) -> None:
         self.first = int(np.clip(np.floor(begin) - 1, 0, size))

@@ -7,23 +7,25 @@
 `queue` is waiting for a thread of the pool, for room in memory and for the engine.
 
 What comes may be a token grid in place of an image: that is not decoded. What answers may be several engines, one after the other.
+Where an answer is drawn onto its image, the image is decoded once more for that: nobody holds its pixels while engines work.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from app import metrics
 from app.admission import PixelBudget, Ticket
 from app.backends.base import Backend, Tensors, join, together
 from app.catalog import Catalog
-from app.decode import DecodeLimits, ImageInfo, OpenedImage, decode, open_image
+from app.decode import DecodeLimits, ImageInfo, MinimumSize, OpenedImage, decode, open_image
 from app.errors import InferenceError, InputError, ModelNotFoundError, VitrineError
 from app.formats import label
 from app.manifest import Entry
@@ -35,17 +37,23 @@ Frame = NDArray[Any]
 """uint8 [H,W,3], exactly what the engine takes."""
 Source = bytes | NDArray[Any] | InputError
 """One item of a request: an encoded image, a value that is not decoded (a token grid), or why it was refused while parsing."""
+Draw = Callable[[Image, Any], bytes]
+"""Makes a file of an upright RGB image, which it may write to, and of a result."""
 Flow = list[Tensors]
 """What became of one item: its tensors [n,...] as they were prepared, then as each engine gave them."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What became of one item: `result` (the task's), or the error that it alone met. `image` is None where none was decoded."""
+    """What became of one item: `result` (the task's), or the error that it alone met. `image` is None where none was decoded.
+
+    `drawn` is the file of the image with the result drawn onto it, where that was asked for.
+    """
 
     image: ImageInfo | None
     result: Any = None
     error: VitrineError | None = None
+    drawn: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,19 @@ class Pipeline:
             raise ModelNotFoundError(f"{ticket.model} has no engine for {missing[0]}, which this request needs.", field="model")
         return tuple([version.entries[role] for role in roles])
 
-    async def run(self, task: AnyTask, entries: Sequence[Entry], sources: Sequence[Source], options: Any, ticket: Ticket) -> Answer:
+    async def run(
+        self,
+        task: AnyTask,
+        entries: Sequence[Entry],
+        sources: Sequence[Source],
+        options: Any,
+        ticket: Ticket,
+        *,
+        draw: Draw | None = None,
+    ) -> Answer:
         """Answer every source with the engines that `acquire` gave; one that was refused already keeps its place.
+
+        `draw`, where it is given, is called for every image that has a result, with all of its pixels.
 
         Raises:
             InvalidValueError, CapacityError, BackendError: concern the whole request.
@@ -96,9 +115,13 @@ class Pipeline:
             for tensors, item in prepared
         ]
         if task.plan(options).heavy:
-            return Answer(entries[0], tuple(await together(self.compute("finish", ticket, step) for step in steps)))
-        with ticket.stage("finish"):
-            return Answer(entries[0], tuple([step() for step in steps]))
+            items = await together(self.compute("finish", ticket, step) for step in steps)
+        else:
+            with ticket.stage("finish"):
+                items = [step() for step in steps]
+        if draw is not None:
+            items = await together(self._draw(item, source, draw, ticket) for item, source in zip(items, sources, strict=True))
+        return Answer(entries[0], tuple(items))
 
     async def compute(self, stage: str, ticket: Ticket, work: Callable[[], T]) -> T:
         """Run `work` on the pool as (a part of) `stage`; waiting for a thread is the stage `queue`."""
@@ -128,26 +151,46 @@ class Pipeline:
         return task.prepare(frame, entry, image, options), Item(image)
 
     async def _decode_and_resize(self, data: bytes, entry: Entry, ticket: Ticket) -> tuple[Frame, ImageInfo]:
-        """One visit to the pool; an image whose pixels do not fit into memory now waits for them here and goes there again."""
-        loop = asyncio.get_running_loop()
         preprocessing = entry.manifest.preprocessing
+        smallest = partial(minimum_size, preprocessing=preprocessing) if preprocessing.scaled_decoding else None
+
+        def use(image: Image, info: ImageInfo) -> tuple[Frame, ImageInfo]:
+            with ticket.stage("resize"):
+                return resize(image, preprocessing, (info.width, info.height)), info
+
+        return await self._with_pixels(data, smallest, ticket, use)
+
+    async def _draw(self, item: Item, source: Source, draw: Draw, ticket: Ticket) -> Item:
+        if item.error is not None or not isinstance(source, bytes):
+            return item
+
+        def use(image: Image, info: ImageInfo) -> Item:
+            with ticket.stage("encode"):
+                return replace(item, drawn=draw(image, item.result))
+
+        return await self._with_pixels(source, None, ticket, use)
+
+    async def _with_pixels(
+        self, data: bytes, smallest: MinimumSize | None, ticket: Ticket, use: Callable[[Image, ImageInfo], T]
+    ) -> T:
+        """Decode and use the pixels in one visit to the pool; an image whose pixels do not fit into memory now waits for them here
+        and goes there again."""
+        loop = asyncio.get_running_loop()
         handed = time.perf_counter()
 
-        def begin() -> tuple[Frame, ImageInfo] | OpenedImage:
+        def begin() -> T | OpenedImage:
             ticket.wait(time.perf_counter() - handed)
             ticket.check()
-            smallest = partial(minimum_size, preprocessing=preprocessing) if preprocessing.scaled_decoding else None
             with ticket.stage("decode"):
                 opened = open_image(data, self.limits, smallest)
             return finish(opened) if self.pixels.try_take(opened.pixels) else opened
 
-        def finish(opened: OpenedImage) -> tuple[Frame, ImageInfo]:
+        def finish(opened: OpenedImage) -> T:
             """The full-size pixels live only in here."""
             try:
                 with ticket.stage("decode"):
                     image, info = decode(opened)
-                with ticket.stage("resize"):
-                    return resize(image, preprocessing, (info.width, info.height)), info
+                return use(image, info)
             finally:
                 self.pixels.give_back(opened.pixels)
 

@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     default_tokenizer: str = Field(
         "vq-photo", description="model that answers /v1/tokenize, /v1/detokenize and /v1/reconstruct when none is named"
     )
+    default_detect: str = Field("", description="model that answers /v1/detect when none is named")
+    default_ground: str = Field("", description="model that answers /v1/ground when none is named")
     preload: bool = Field(True, description="load the default models before the server is ready")
 
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"

@@ -181,9 +181,19 @@ def _parse_multipart(body: bytes, options: Mapping[bytes, bytes], max_images: in
         elif b"filename" in disposition:
             raise MalformedRequestError(f"Files belong in the form field `image`, not {name!r}.", field=name)
         else:
-            parsed.fields[name] = data.decode("utf-8", "replace")
+            add_field(parsed.fields, name, data.decode("utf-8", "replace"))
     _check_count(len(parsed.images), max_images)
     return parsed
+
+
+def add_field(fields: dict[str, Any], name: str, value: str) -> None:
+    """A field that comes again becomes a list of its values, in their order."""
+    if name not in fields:
+        fields[name] = value
+    elif isinstance(fields[name], list):
+        fields[name].append(value)
+    else:
+        fields[name] = [fields[name], value]
 
 
 def _check_count(images: int, limit: int) -> None:

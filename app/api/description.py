@@ -37,7 +37,8 @@ def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
     if route.forms:
         answer["content"] = {media_type: {"schema": BINARY} for media_type in route.forms}
         answer["description"] = "The form that Accept likes best; JSON when it takes everything"
-        answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()}
+        names = HEADERS if route.marks is None else ("X-Model",)
+        answer["headers"] = {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
     return {200: answer, **{status: {"model": schemas.ProblemResponse} for status in statuses}}
 
 

@@ -8,41 +8,96 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401 -- the writers; else all of Pillow's load
 
 from app import token_format
+from app.drawing import Mark, draw
 from app.manifest import Entry
+from app.masks import Box
+from app.tasks.detect import DetectResult
 from app.tasks.detokenize import DetokenizeResult
+from app.tasks.ground import GroundResult
 from app.tasks.reconstruct import ReconstructResult
-from app.tasks.tokenize import TokenizeResult, codebook_of
+from app.tasks.tokenize import TokenizeResult
 from app.token_format import TokenGrids
 
-JSON, NPY = "application/json", "application/x-npy"
+JSON, NPY, COCO = "application/json", "application/x-npy", "application/vnd.coco+json"
 Pictured = DetokenizeResult | ReconstructResult
 
 
 @dataclass(frozen=True)
 class Form:
-    """`encode` takes the results of a whole request and its fields. `single`: it holds one result alone."""
+    """`encode` takes the results of a whole request and its fields. `single`: it holds one result alone.
+
+    `draws`: Pillow's format in which the result is drawn onto its image; what `encode` takes then are the files of that.
+    """
 
     encode: Callable[[Sequence[Any], Any], bytes]
     single: bool = False
+    draws: str | None = None
 
 
 def encode_image(pixels: NDArray[np.uint8], kind: str, quality: int = 90) -> bytes:
     """uint8 [H,W,3] as an image file of Pillow's format `kind`; `quality` 1 to 100 is for JPEG and WEBP."""
+    return _save(Image.fromarray(pixels), kind, quality)
+
+
+def _save(image: Image.Image, kind: str, quality: int) -> bytes:
     file = BytesIO()
     options: dict[str, Any] = {"compress_level": 1} if kind == "PNG" else {"quality": quality}
-    Image.fromarray(pixels).save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def encode_drawn(image: Image.Image, result: Any, *, marks: Callable[[Any], Sequence[Mark]], kind: str, quality: int) -> bytes:
+    """The `marks` of a result drawn onto its RGB image, as a file of Pillow's format `kind`."""
+    draw(image, marks(result))
+    return _save(image, kind, quality)
 
 
 def base64_png(pixels: NDArray[np.uint8]) -> dict[str, Any]:
     """An image as a member of a JSON document."""
     height, width, _ = pixels.shape
-    data = base64.b64encode(encode_image(pixels, "PNG")).decode()
-    return {"base64": data, "media_type": "image/png", "width": width, "height": height}
+    return embed_png(encode_image(pixels, "PNG"), width, height)
+
+
+def embed_png(file: bytes, width: int, height: int) -> dict[str, Any]:
+    """A PNG of `width` x `height` pixels as a member of a JSON document."""
+    return {"base64": base64.b64encode(file).decode(), "media_type": "image/png", "width": width, "height": height}
+
+
+def detection_marks(result: DetectResult) -> list[Mark]:
+    return [
+        Mark(found.box, found.label, str(found.class_id), found.class_id, found.score, found.mask) for found in result.detections
+    ]
+
+
+def grounding_marks(result: GroundResult) -> list[Mark]:
+    """Phrases that the font cannot write are called by their place, the first of them 1."""
+    return [Mark(found.box, found.phrase, str(number + 1), number, found.score) for number, found in enumerate(result.groundings)]
+
+
+def rounded(box: Box) -> list[float]:
+    """A box to the hundredth of a pixel."""
+    return [round(place, 2) for place in box]
+
+
+def _coco(results: Sequence[DetectResult], asked: Any) -> bytes:
+    """What pycocotools' `loadRes` takes: a list of all images' objects; a category's id is the model's class id."""
+    rows = []
+    for image_id, result in zip(asked.image_id or range(len(results)), results, strict=True):
+        for found in result.detections:
+            left, top, right, bottom = found.box
+            row = {
+                "image_id": image_id,
+                "category_id": found.class_id,
+                "bbox": rounded((left, top, right - left, bottom - top)),
+                "score": found.score,
+            }
+            rows.append(row if found.mask is None else row | {"segmentation": found.mask.rle()})
+    return orjson.dumps(rows)
 
 
 def decibels(value: float) -> float | None:
@@ -63,8 +118,9 @@ def reconstruct_headers(results: Sequence[ReconstructResult]) -> dict[str, str]:
 
 
 def origin(entry: Entry) -> dict[str, str]:
-    """`X-Model` and `X-Codebook`: what a JSON answer says in its members."""
-    return {"X-Model": f"{entry.manifest.model}@{entry.version}", "X-Codebook": codebook_of(entry).id}
+    """`X-Model` and, of a tokenizer, `X-Codebook`: what a JSON answer says in its members."""
+    model = {"X-Model": f"{entry.manifest.model}@{entry.version}"}
+    return model if entry.manifest.codebook is None else model | {"X-Codebook": entry.manifest.codebook.id}
 
 
 def _npy(array: NDArray[Any]) -> bytes:
@@ -98,3 +154,7 @@ IMAGE_FORMS: Mapping[str, Form] = {
     "image/webp": _image_form("WEBP"),
     NPY: Form(_pixels_npy),
 }
+DRAWN_FORMS: Mapping[str, Form] = {
+    f"image/{kind.lower()}": Form(lambda files, asked: bytes(files[0]), single=True, draws=kind) for kind in ("PNG", "JPEG", "WEBP")
+}
+DETECTION_FORMS: Mapping[str, Form] = {**DRAWN_FORMS, COCO: Form(_coco)}

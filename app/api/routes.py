@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 from app.api import forms, schemas
 from app.api.forms import Form
+from app.drawing import Mark
 from app.tasks import TASKS
 from app.tasks.base import AnyTask
 from app.tasks.classify import ClassifyResult
+from app.tasks.detect import DetectResult
 from app.tasks.detokenize import DetokenizeResult
+from app.tasks.ground import GroundResult
 from app.tasks.reconstruct import ReconstructResult
 from app.tasks.tokenize import TokenizeResult
 
@@ -23,7 +26,8 @@ class TaskRoute:
     """How one task speaks HTTP.
 
     `encode` gives the members of one result in JSON, and is `heavy` when that takes milliseconds. `forms` are the other forms of an
-    answer by media type, for those whose `Accept` asks for one; `headers` are what their headers tell of the results.
+    answer by media type, for those whose `Accept` asks for one; `headers` are what their headers tell of the results. `marks` are
+    what is drawn of a result onto its image, where it can be.
     """
 
     task: AnyTask
@@ -34,6 +38,7 @@ class TaskRoute:
     heavy: bool = False
     forms: Mapping[str, Form] = field(default_factory=dict)
     headers: Callable[[Sequence[Any]], dict[str, str]] = _no_headers
+    marks: Callable[[Any], Sequence[Mark]] | None = None
 
     @property
     def path(self) -> str:
@@ -42,6 +47,25 @@ class TaskRoute:
 
 def encode_classify(result: ClassifyResult) -> dict[str, Any]:
     return {"predictions": [vars(prediction) for prediction in result.predictions]}
+
+
+def encode_detect(result: DetectResult) -> dict[str, Any]:
+    return {
+        "detections": [
+            {
+                "label": found.label,
+                "class_id": found.class_id,
+                "score": found.score,
+                "box": forms.rounded(found.box),
+                **({} if found.mask is None else {"mask": found.mask.rle()}),
+            }
+            for found in result.detections
+        ]
+    }
+
+
+def encode_ground(result: GroundResult) -> dict[str, Any]:
+    return {"groundings": [vars(found) | {"box": forms.rounded(found.box)} for found in result.groundings]}
 
 
 def encode_tokenize(result: TokenizeResult) -> dict[str, Any]:
@@ -67,6 +91,22 @@ def encode_reconstruct(result: ReconstructResult) -> dict[str, Any]:
 
 TASK_ROUTES = (
     TaskRoute(TASKS["classify"], schemas.ClassifyRequest, schemas.ClassifyResponse, encode_classify),
+    TaskRoute(
+        TASKS["detect"],
+        schemas.DetectRequest,
+        schemas.DetectResponse,
+        encode_detect,
+        forms=forms.DETECTION_FORMS,
+        marks=forms.detection_marks,
+    ),
+    TaskRoute(
+        TASKS["ground"],
+        schemas.GroundRequest,
+        schemas.GroundResponse,
+        encode_ground,
+        forms=forms.DRAWN_FORMS,
+        marks=forms.grounding_marks,
+    ),
     TaskRoute(
         TASKS["tokenize"],
         schemas.TokenizeRequest,

@@ -1,11 +1,19 @@
 """The shapes of requests and answers, as OpenAPI shows them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from app.errors import InvalidValueError, TooLargeError
 from app.tasks.classify import ClassifyOptions
+from app.tasks.detect import DetectOptions
+from app.tasks.ground import GroundOptions
 from app.tasks.tokenize import TokenizeOptions
+
+T = TypeVar("T")
+
+Several = Annotated[list[T], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+"""A field that may come several times, or as a list in JSON."""
 
 
 class Base64Image(BaseModel):
@@ -27,12 +35,55 @@ class TaskRequest(BaseModel):
         """What the task is told; nothing where it has no options."""
         return None
 
+    def check(self, images: int, limit: int) -> None:
+        """Hold the fields against the number of images, and what they make of it against the server's `limit`.
+
+        Raises:
+            InvalidValueError, TooLargeError: they do not go together.
+        """
+
 
 class ClassifyRequest(TaskRequest):
     top_k: int | None = Field(None, ge=1, description="how many classes to give; by default 5")
 
     def options(self) -> ClassifyOptions:
         return ClassifyOptions(top_k=self.top_k)
+
+
+class DrawnRequest(TaskRequest):
+    """Of a task whose answer can be drawn onto the image."""
+
+    render: bool = Field(False, description="add the picture with the answer drawn onto it, a PNG in base64, to a JSON answer")
+    quality: int = Field(90, ge=1, le=100, description="of a JPEG or WebP answer")
+
+
+class DetectRequest(DrawnRequest):
+    threshold: float = Field(0.5, ge=0, le=1, description="lowest score to give")
+    max_detections: int | None = Field(None, ge=1, description="how many to give at most; by default all from the threshold on")
+    classes: Several[str | int] = Field([], description="names or ids of the only classes to give; repeat it for several")
+    masks: bool = Field(False, description="give the masks of instances too, in COCO's compressed run lengths")
+    format: Literal["json", "coco"] = Field("json", description="coco: a list of results that pycocotools loads as it is")
+    image_id: Several[int] = Field([], description="COCO's ids of the images, one for each; by default 0, 1, 2 ...")
+
+    def options(self) -> DetectOptions:
+        return DetectOptions(self.threshold, self.max_detections, tuple(self.classes), self.masks)
+
+    def check(self, images: int, limit: int) -> None:
+        if self.image_id and len(self.image_id) != images:
+            raise InvalidValueError(f"There are {len(self.image_id)} ids for {images} images; give one for each.", field="image_id")
+
+
+class GroundRequest(DrawnRequest):
+    phrase: Several[str] = Field(min_length=1, description="what to look for in each image; repeat it for several")
+
+    def options(self) -> GroundOptions:
+        return GroundOptions(tuple(self.phrase))
+
+    def check(self, images: int, limit: int) -> None:
+        rows = images * len(self.phrase)
+        if rows > limit:
+            detail = f"Phrases times images are {rows} inferences in one request; this server takes {limit}."
+            raise TooLargeError(detail, field="phrase")
 
 
 class TokenizeRequest(TaskRequest):
@@ -104,6 +155,68 @@ class ClassifyResponse(TaskResponse):
     results: list[ClassifyItem]
 
 
+class PictureResponse(BaseModel):
+    """An image that the server made."""
+
+    base64: str
+    media_type: Literal["image/png"]
+    width: int = Field(description="pixels")
+    height: int
+
+
+BoxResponse = tuple[float, float, float, float]
+
+
+class RunLengthsResponse(BaseModel):
+    """COCO's compressed run lengths, as pycocotools.mask reads them."""
+
+    size: tuple[int, int] = Field(description="height, width of the image")
+    counts: str
+
+
+class DetectionResponse(BaseModel):
+    label: str
+    class_id: int
+    score: float
+    box: BoxResponse = Field(description="left, top, right, bottom in pixels of the upright original")
+    mask: RunLengthsResponse | None = Field(None, description="only when asked for")
+
+
+class DetectItem(BaseModel):
+    """One image: what was found, best first, or `error` when this image alone could not be answered."""
+
+    index: int
+    image: ImageResponse | None = None
+    detections: list[DetectionResponse] | None = None
+    rendered: PictureResponse | None = Field(None, description="only when asked for")
+    error: ProblemResponse | None = None
+
+
+class DetectResponse(TaskResponse):
+    results: list[DetectItem]
+
+
+class GroundingResponse(BaseModel):
+    phrase: str
+    box: BoxResponse = Field(description="left, top, right, bottom in pixels of the upright original")
+    score: float | None = Field(description="null where the model has no confidence")
+    truncated: bool = Field(description="the phrase was too long, and its last words were not read")
+
+
+class GroundItem(BaseModel):
+    """One image: a box for each phrase, in their order, or `error` when this image alone could not be answered."""
+
+    index: int
+    image: ImageResponse | None = None
+    groundings: list[GroundingResponse] | None = None
+    rendered: PictureResponse | None = Field(None, description="only when asked for")
+    error: ProblemResponse | None = None
+
+
+class GroundResponse(TaskResponse):
+    results: list[GroundItem]
+
+
 class CodebookResponse(BaseModel):
     """The codes that the tokens index; the same in every answer of one build of a model."""
 
@@ -130,15 +243,6 @@ class TokenizeItem(BaseModel):
 
 class TokenizeResponse(TaskResponse):
     results: list[TokenizeItem]
-
-
-class PictureResponse(BaseModel):
-    """An image that the model made."""
-
-    base64: str
-    media_type: Literal["image/png"]
-    width: int = Field(description="pixels")
-    height: int
 
 
 class DetokenizeItem(BaseModel):

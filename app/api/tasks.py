@@ -15,18 +15,18 @@ from app import metrics
 from app.admission import Ticket
 from app.api import schemas
 from app.api.accept import choose
-from app.api.body import ImageUrl, Parsed, is_image, parse_body, read_body
+from app.api.body import ImageUrl, Parsed, add_field, is_image, parse_body, read_body
 from app.api.call import Call, server_timing
 from app.api.description import describe_request, describe_responses
 from app.api.errors import error_response, log_failure, problem
 from app.api.fetch import fetch
-from app.api.forms import JSON, origin
+from app.api.forms import COCO, JSON, embed_png, encode_drawn, origin
 from app.api.routes import TASK_ROUTES, TaskRoute
 from app.api.services import Services
 from app.api.tokens import parse_tokens, read_grids
 from app.errors import CapacityError, InputError, InvalidValueError, NotAcceptableError, VitrineError
 from app.manifest import Entry
-from app.pipeline import Answer, Item, Source
+from app.pipeline import Answer, Draw, Item, Source
 from app.tasks.tokenize import codebook_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -115,17 +115,19 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
         body = await read_body(request, ticket, services.admission, services.max_body_bytes)
     with ticket.stage("parse"):
         parsed = await _parse(route, body, request.headers.get("content-type", ""), services.max_images)
-        asked = _validate(route.request, {**parsed.fields, **request.query_params})
+        asked = _validate(route.request, parsed.fields | _query(request))
+        asked.check(len(parsed.images), services.max_images)
         options = asked.options()
     with _cancelled_by_departure(request, ticket):
         async with ticket.within_deadline():
             entries = await services.pipeline.acquire(route.task, asked.model, options, ticket)
             sources = await _sources(parsed, asked, entries[0], services, ticket)
-            form = _form(route, len(sources), request.headers.get("accept", "")) if route.forms else JSON
-            answer = await services.pipeline.run(route.task, entries, sources, options, ticket)
+            form = _form(route, len(sources), request.headers.get("accept", ""), asked) if route.forms else JSON
+            draw = _draw(route, form, asked)
+            answer = await services.pipeline.run(route.task, entries, sources, options, ticket, draw=draw)
         failed = [item.error for item in answer.items if item.error is not None]
         metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
-    if form == JSON and not route.heavy:
+    if form == JSON and not _heavy(route, asked):
         with ticket.stage("encode"):
             return _respond(route, answer, failed, parsed, ticket)
     write = partial(_respond, route, answer, failed, parsed, ticket) if form == JSON else partial(_file, route, answer, form, asked)
@@ -150,15 +152,36 @@ async def _sources(
     return read_grids(parsed.tokens, asked.codebook, codebook_of(entry), services.max_images)
 
 
-def _form(route: TaskRoute, count: int, accept: str) -> str:
-    """The media type to answer in: what `accept` likes best of what can hold `count` results.
+def _query(request: Request) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        add_field(fields, name, value)
+    return fields
+
+
+def _heavy(route: TaskRoute, asked: schemas.TaskRequest) -> bool:
+    """Whether a JSON answer takes milliseconds to write."""
+    masks = isinstance(asked, schemas.DetectRequest) and asked.masks
+    return route.heavy or masks or (isinstance(asked, schemas.DrawnRequest) and asked.render)
+
+
+def _draw(route: TaskRoute, form: str, asked: schemas.TaskRequest) -> Draw | None:
+    """What draws the results onto their images, where the form or the request wants that."""
+    if route.marks is None or not isinstance(asked, schemas.DrawnRequest):
+        return None
+    kind = route.forms[form].draws if form != JSON else "PNG" if asked.render else None
+    return None if kind is None else partial(encode_drawn, marks=route.marks, kind=kind, quality=asked.quality)
+
+
+def _form(route: TaskRoute, count: int, accept: str, asked: schemas.TaskRequest) -> str:
+    """The media type to answer in: what `accept` likes best of what can hold `count` results; what JSON it is the request may say.
 
     Raises:
         NotAcceptableError: it likes none of them.
     """
     fitting = [JSON, *(media_type for media_type, form in route.forms.items() if count == 1 or not form.single)]
     if (chosen := choose(accept, fitting)) is not None:
-        return chosen
+        return COCO if chosen == JSON and isinstance(asked, schemas.DetectRequest) and asked.format == "coco" else chosen
     if (single := choose(accept, [*route.forms])) is not None:
         raise NotAcceptableError(
             f"{count} images do not fit into one {single}; ask for {' or '.join(fitting)}, or send one at a time.", field="Accept"
@@ -215,9 +238,10 @@ def _file(route: TaskRoute, answer: Answer, media_type: str, asked: schemas.Task
             raise type(item.error)(f"Image {index}, counted from 0: {item.error.detail}", field=item.error.field) from item.error
         if item.error is not None:
             raise item.error
-    results = [item.result for item in answer.items]
+    form, results = route.forms[media_type], [item.result for item in answer.items]
     headers = origin(answer.entry) | route.headers(results)
-    return Response(route.forms[media_type].encode(results, asked), headers=headers, media_type=media_type)
+    content = form.encode(results if form.draws is None else [item.drawn for item in answer.items], asked)
+    return Response(content, headers=headers, media_type=media_type)
 
 
 def _item(index: int, item: Item, route: TaskRoute, request_id: str) -> dict[str, Any]:
@@ -225,7 +249,10 @@ def _item(index: int, item: Item, route: TaskRoute, request_id: str) -> dict[str
     if item.error is not None:
         log_failure(item.error, request_id)
         return {"index": index, **image, "error": problem(item.error)}
-    return {"index": index, **image, **route.encode(item.result)}
+    drawn = {}
+    if item.drawn is not None and item.image is not None:
+        drawn = {"rendered": embed_png(item.drawn, item.image.width, item.image.height)}
+    return {"index": index, **image, **route.encode(item.result), **drawn}
 
 
 GENERIC_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "image/*")

@@ -8,6 +8,4 @@ from app.tasks.ground import Ground
 from app.tasks.reconstruct import Reconstruct
 from app.tasks.tokenize import Tokenize
 
-TASKS: dict[str, AnyTask] = {
-    task.name: task for task in (Classify(), Detect(), Ground(), Tokenize(), Detokenize(), Reconstruct())
-}
+TASKS: dict[str, AnyTask] = {task.name: task for task in (Classify(), Detect(), Ground(), Tokenize(), Detokenize(), Reconstruct())}
