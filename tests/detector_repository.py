@@ -35,7 +35,7 @@ def letterbox(anchor: str = "corner", **fields: Any) -> Preprocessing:
 
 
 def in_frame(boxes: Sequence[Sequence[float]], preprocessing: Preprocessing, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes xyxy in pixels of an original of `size` (width, height) as the engine says them; for a letterbox, written out by hand."""
+    """Boxes xyxy in pixels of an original of `size` (width, height) as an engine says them: a letterbox written out by hand."""
     scale = min(preprocessing.width / size[0], preprocessing.height / size[1])
     inner = np.array([max(1, round(side * scale)) for side in size])
     frame = np.array([preprocessing.width, preprocessing.height])
