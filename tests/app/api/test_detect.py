@@ -23,6 +23,8 @@ from app.settings import Settings
 from tests.detector_repository import FRAME, LABELS, MASKS, add_detector, in_frame, letterbox
 from tests.factories import encode, make_exif, make_image, make_jpeg
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+
 BOXES = [[10, 20, 101, 62], [100.5, 3.25, 140, 90], [-30, 40, 60, 400], [12, 7, 13.5, 9.25], [400, 400, 410, 410]]
 SCORES = [0.9, 0.8, 0.55, 0.4, 0.95]
 CLASSES = [0, 1, 2, 1, 0]
@@ -173,7 +175,6 @@ def test_a_class_that_the_model_does_not_have_is_the_engines_fault(tmp_path: Pat
         assert client.post("/v1/detect", content=PHOTO).json()["code"] == "inference_failed"
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_masks_lie_in_their_boxes(client: TestClient) -> None:
     found = client.post("/v1/detect?masks=true", content=PHOTO).json()["results"][0]["detections"]
     for one, whole in zip(found, BOXES, strict=False):
