@@ -1,4 +1,4 @@
-"""The command line: `vitrine serve | models | classify | tokenize | detokenize | triton`.
+"""The command line: `vitrine serve | models | classify | detect | ground | tokenize | detokenize | triton`.
 
 What a command needs is imported only when that command runs.
 """
@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from app import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from app.client import Classification, Client, ClientError, ModelInfo
+    from app.client import Classification, Client, ClientError, DetectItem, ModelInfo, Picture
     from app.settings import Settings
     from app.token_files import Failure
 
@@ -61,6 +61,8 @@ def serve(
     repository: Repository = None,
     triton_url: Annotated[str | None, typer.Option(help="Triton's gRPC endpoint.", show_default="127.0.0.1:8001")] = None,
     default_classify: Annotated[str | None, typer.Option(help="Model that answers when none is named.")] = None,
+    default_detect: Annotated[str | None, typer.Option(help="Detector that answers when none is named.")] = None,
+    default_ground: Annotated[str | None, typer.Option(help="Grounding model that answers when none is named.")] = None,
     default_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that answers when none is named.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.", show_default="1")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
@@ -111,6 +113,87 @@ def classify(
             _print_answers(list(answers))
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def detect(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, directories or patterns.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Draw what is found to PNG files there.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest score to give.", show_default="0.5")] = None,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Give only this class; repeat it for several.")] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Draw, or print, masks of instances too.")] = False,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find objects in photos. Exit code 1 when one of them has no answer."""
+    from app.client import PHOTO_FAULTS, ClientError  # noqa: PLC0415
+    from app.token_files import name_photos  # noqa: PLC0415
+
+    with _token_faults():
+        named = name_photos(find_photos(photos))
+    targets = {} if output is None else _picture_files(named, output)
+    failed = False
+    rows: list[tuple[str, str, str, str]] = []
+    with _client(url, local, repository) as client:
+        for name, file in named.items():
+            try:
+                answer = client.detect(
+                    file, model=model, threshold=threshold, classes=classes or (), masks=masks, render=name in targets
+                )
+            except ClientError as error:
+                if error.code not in PHOTO_FAULTS:
+                    raise
+                failed = True
+                typer.echo(f"vitrine: {file}: {error.detail}", err=True)
+                continue
+            item = answer.results[0]
+            if name in targets:
+                _write_picture(targets[name], item.rendered)
+            if as_json:
+                found = [asdict(one) for one in item.detections or ()]
+                _print_json([{"file": str(file), "model": f"{answer.model}@{answer.version}", "detections": found}])
+            rows += _detection_rows(file, item)
+    if not as_json:
+        _print_table(("photo", "label", "score", "box"), rows)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ground(
+    phrase: Annotated[str, typer.Argument(metavar="PHRASE", help="What to look for, as in 'the red circle'.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Where to look.")],
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.png", help="Draw the box to this file.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find what a phrase speaks of in a photo."""
+    if output is not None and output.suffix.lower() != ".png":
+        _fail(f"The picture is a PNG; {output} would not say so.", code=2)
+    _keep_photos([photo], [output] if output is not None else [])
+    with _client(url, local, repository) as client:
+        answer = client.ground(photo, phrase, model=model, render=output is not None)
+    item = answer.results[0]
+    if output is not None:
+        _write_picture(output, item.rendered)
+    for found in item.groundings or ():
+        if found.truncated:
+            typer.echo("vitrine: The phrase is too long for the model; its last words were not read.", err=True)
+        if as_json:
+            _print_json([{"file": str(photo), "model": f"{answer.model}@{answer.version}", **asdict(found)}])
+        else:
+            score = "" if found.score is None else f"{found.score:.1%}"
+            _print_table(("photo", "phrase", "score", "box"), [(str(photo), phrase, score, _box(found.box))])
 
 
 @app.command()
@@ -353,6 +436,49 @@ def _print_answers(answers: "Sequence[tuple[Path, Classification | ClientError]]
                     "" if rank else str(file), prediction.label, f"{prediction.score:.1%}", style="dim" if rank else "bold"
                 )
         table.add_section()
+    _console().print(table)
+
+
+def _detection_rows(file: Path, item: "DetectItem") -> list[tuple[str, str, str, str]]:
+    rows = [(found.label, f"{found.score:.1%}", _box(found.box)) for found in item.detections or ()] or [("nothing", "", "")]
+    return [("" if number else str(file), *row) for number, row in enumerate(rows)]
+
+
+def _box(box: Sequence[float]) -> str:
+    return " ".join(f"{place:.0f}" for place in box)
+
+
+def _picture_files(photos: Mapping[str, Path], directory: Path) -> dict[str, Path]:
+    """Where the picture of each photo goes: `a/b.jpg` to `a/b.png`, all to `a/b.jpg.png` where that would not be one each."""
+    files = {name: (directory / name).with_suffix(".png") for name in photos}
+    if len(set(files.values())) < len(files):
+        files = {name: directory / f"{name}.png" for name in photos}
+    _keep_photos(photos.values(), files.values())
+    return files
+
+
+def _keep_photos(photos: Iterable[Path], targets: Iterable[Path]) -> None:
+    originals = {photo.resolve() for photo in photos}
+    for target in targets:
+        if target.resolve() in originals:
+            _fail(f"{target} is one of the photos; draw to another place.", code=2)
+
+
+def _write_picture(file: Path, picture: "Picture | None") -> None:
+    assert picture is not None  # it was asked for
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture.data)
+    except OSError as error:
+        _fail(f"{file} cannot be written: {error.strerror}.")
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
     _console().print(table)
 
 

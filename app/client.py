@@ -110,6 +110,93 @@ class Classification:
     warnings: tuple[str, ...] = ()
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright original."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that the gateway made: a file of `media_type`, and its size in pixels."""
+
+    data: Annotated[Base64Bytes, Field(alias="base64")]
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask as pycocotools.mask reads it (as `vars(mask)`): `size` is height, width."""
+
+    size: tuple[int, int]
+    counts: str
+
+
+@dataclass(frozen=True)
+class DetectedObject:
+    """One object; `score` in 0..1, `mask` where it was asked for."""
+
+    label: str
+    class_id: int
+    score: float
+    box: Box
+    mask: RunLengths | None = None
+
+
+@dataclass(frozen=True)
+class DetectItem:
+    """One image of the request: what was found, best first, and if asked the picture of it; or the `error` it alone met."""
+
+    index: int
+    detections: tuple[DetectedObject, ...] | None = None
+    rendered: Picture | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The answer to one request, one item per image in its order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[DetectItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GroundedPhrase:
+    """Where a phrase leads; `score` is None where the model has none. `truncated`: its last words were not read."""
+
+    phrase: str
+    box: Box
+    score: float | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class GroundItem:
+    """One image of the request: a box per phrase, in their order, and if asked the picture of them; or the `error` it alone met."""
+
+    index: int
+    groundings: tuple[GroundedPhrase, ...] | None = None
+    rendered: Picture | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The answer to one request, one item per image in its order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[GroundItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Tokenization:
     """The tokens of every image of the request, in its order; if asked, `psnr` of each in dB (infinite: not a value differs)."""
@@ -119,16 +206,6 @@ class Tokenization:
     version: int
     grids: TokenGrids
     psnr: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image that a model made: a file of `media_type`, and its size in pixels."""
-
-    data: Annotated[Base64Bytes, Field(alias="base64")]
-    media_type: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -198,6 +275,8 @@ class _ModelList:
 
 
 _CLASSIFICATION = TypeAdapter(Classification)
+_DETECTION = TypeAdapter(Detection)
+_GROUNDING = TypeAdapter(Grounding)
 _DETOKENIZATION = TypeAdapter(Detokenization)
 _RECONSTRUCTION = TypeAdapter(Reconstruction)
 _MODELS = TypeAdapter(_ModelList)
@@ -226,6 +305,46 @@ class Client:
             ClientError: a file cannot be read, no answer came, or the whole request was refused.
         """
         return self._call(_CLASSIFICATION, "POST", "/v1/classify", params=_given(model=model, top_k=top_k), files=_files(photos))
+
+    def detect(
+        self,
+        photos: Photo | Sequence[Photo],
+        *,
+        model: str | None = None,
+        threshold: float | None = None,
+        max_detections: int | None = None,
+        classes: Sequence[str | int] = (),
+        masks: bool = False,
+        render: bool = False,
+    ) -> Detection:
+        """Find objects in one photo or several in one request. One that fails among several is an item's error.
+
+        Args:
+            threshold: the lowest score to give.
+            classes: names or ids of the only ones to give.
+            masks: give the masks of instances, too.
+            render: give the pictures with boxes, masks and labels drawn onto them, as PNG.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or the whole request was refused.
+        """
+        options = _given(model=model, threshold=threshold, max_detections=max_detections, classes=list(classes) or None)
+        params = options | _given(masks=masks or None, render=render or None)
+        return self._call(_DETECTION, "POST", "/v1/detect", params=params, files=_files(photos))
+
+    def ground(
+        self, photos: Photo | Sequence[Photo], phrases: str | Sequence[str], *, model: str | None = None, render: bool = False
+    ) -> Grounding:
+        """Find what phrases speak of in one photo or several in one request. One that fails among several is an item's error.
+
+        Args:
+            render: give the pictures with the boxes drawn onto them, as PNG.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or a phrase or the whole request was refused.
+        """
+        params = _given(model=model, phrase=[phrases] if isinstance(phrases, str) else list(phrases), render=render or None)
+        return self._call(_GROUNDING, "POST", "/v1/ground", params=params, files=_files(photos))
 
     def tokenize(self, photos: Photo | Sequence[Photo], *, model: str | None = None, psnr: bool = False) -> Tokenization:
         """The tokens of one photo or several in one request, which come as a container, about a third of the JSON.

@@ -38,7 +38,7 @@ def name_photos(photos: Iterable[Path]) -> dict[str, Path]:
     for photo in photos:
         name = "/".join(part for part in photo.parts if part not in (photo.anchor, ".."))
         if named.setdefault(name, photo).resolve() != photo.resolve():
-            raise TokenArchiveError(f"{named[name]} and {photo} would both be {name} in the file; tokenize them apart.")
+            raise TokenArchiveError(f"{named[name]} and {photo} would both be {name} there; give them in two commands.")
     return named
 
 

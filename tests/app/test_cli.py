@@ -14,6 +14,7 @@ from PIL import Image
 
 from app.cli import welcome
 from app.settings import Settings
+from tests.detector_repository import add_detector, add_grounder, in_frame, letterbox
 from tests.factories import encode
 from tests.gateway import VITRINE, environment, free_port, gateway
 from tests.repository import add_entry, make_repository
@@ -25,6 +26,8 @@ Ran = CompletedProcess[str]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = make_repository(tmp_path_factory.mktemp("cli") / "repository")
     (add_entry(repository, "broken").path / "model.onnx").unlink()
+    add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [0.9], [1])
+    add_grounder(repository, in_frame([[4, 6, 30, 20]], letterbox("centre"), (40, 30)), too_long="truncate")
     return repository
 
 
@@ -84,13 +87,66 @@ def test_a_photo_without_an_answer_does_not_stop_the_others(url: str, photos: Pa
     assert notes["error"]["detail"] in table.stdout
 
 
+def test_what_is_detected_is_printed_and_drawn(url: str, photos: Path) -> None:
+    ran = vitrine("detect", "photos", "-o", "drawn", "--threshold", 0.5, "--url", url, cwd=photos.parent)
+    assert ran.returncode == 0, ran
+    assert all(words in ran.stdout for words in ("red.png", "[blue].JPG", "square", "90.0%", "4 6 30 20"))
+    assert sorted(str(file.relative_to(photos.parent)) for file in (photos.parent / "drawn").rglob("*.png")) == [
+        "drawn/photos/more/[blue].png",
+        "drawn/photos/red.png",
+    ]
+    with Image.open(photos.parent / "drawn/photos/red.png") as drawn:
+        assert drawn.size == (40, 30)
+        assert drawn.getpixel((20, 19)) != (200, 10, 10)
+
+
+def test_detections_as_json(url: str, photos: Path) -> None:
+    ran = vitrine("detect", "photos/red.png", "--class", "square", "--class", "circle", "--json", "--url", url, cwd=photos.parent)
+    (row,) = map(json.loads, ran.stdout.splitlines())
+    assert (row["file"], row["model"], row["detections"][0]["box"]) == ("photos/red.png", "shapes@1", [4, 6, 30, 20])
+
+
+def test_a_photo_in_which_nothing_can_be_looked_for_does_not_stop_the_others(url: str, photos: Path) -> None:
+    (photos / "cut.png").write_bytes((photos / "red.png").read_bytes()[:60])
+    ran = vitrine("detect", "photos", "-o", "drawn", "--url", url, cwd=photos.parent)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 1)
+    assert "photos/cut.png: " in ran.stderr
+    assert len(list((photos.parent / "drawn").rglob("*.png"))) == 2
+
+
+def test_a_phrase_is_looked_for_and_drawn(url: str, photos: Path) -> None:
+    ran = vitrine("ground", "the red circle", "photos/red.png", "-o", "new/out.png", "--url", url, cwd=photos.parent)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "the red circle" in ran.stdout
+    assert "4 6 30 20" in ran.stdout
+    with Image.open(photos.parent / "new/out.png") as drawn:
+        assert drawn.size == (40, 30)
+        assert drawn.getpixel((20, 19)) != (200, 10, 10)
+    long = vitrine("ground", "the red circle left of that", "photos/red.png", "--json", "--url", url, cwd=photos.parent)
+    assert json.loads(long.stdout)["truncated"]
+    assert "its last words were not read" in long.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ground", "red", "photos/red.png", "-o", "photos/red.png"),
+        ("ground", "red", "photos/red.png", "-o", "out.jpg"),
+        ("detect", "photos", "-o", "."),
+    ],
+)
+def test_no_photo_is_drawn_over(photos: Path, arguments: tuple[str, ...]) -> None:
+    assert is_one_sentence(vitrine(*arguments, cwd=photos.parent), code=2)
+
+
 def test_models(url: str, tmp_path: Path) -> None:
     ran = vitrine("models", "--url", url, cwd=tmp_path)
     assert ran.returncode == 0
     assert "colours (default)" in ran.stdout
     assert "model.onnx is missing" in ran.stdout
     rows = map(json.loads, vitrine("models", "--url", url, "--json", cwd=tmp_path).stdout.splitlines())
-    assert {row["id"]: row["status"] for row in rows} == {"colours": "ready", "broken": "failed"}
+    states = {"colours": "ready", "broken": "failed", "phrases": "ready", "shapes": "ready"}
+    assert {row["id"]: row["status"] for row in rows} == states
 
 
 def test_local_needs_no_server(repository: Path, photos: Path) -> None:
@@ -210,4 +266,7 @@ def test_imports_that_would_slow_the_start_wait(module: str, spared: tuple[str, 
 def test_version_and_help(tmp_path: Path) -> None:
     assert vitrine("--version", cwd=tmp_path).stdout.startswith("vitrine ")
     shown = vitrine(cwd=tmp_path)
-    assert all(command in shown.stdout for command in ("serve", "models", "classify", "tokenize", "detokenize", "triton"))
+    assert all(
+        command in shown.stdout
+        for command in ("serve", "models", "classify", "detect", "ground", "tokenize", "detokenize", "triton")
+    )

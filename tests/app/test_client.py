@@ -16,6 +16,7 @@ from PIL import Image
 
 from app.client import Client, ClientError, read_grids
 from app.token_format import TokenGrids, pack
+from tests.detector_repository import add_detector, add_grounder, in_frame, letterbox
 from tests.factories import encode
 from tests.gateway import free_port, gateway
 from tests.repository import LABELS, add_entry, make_images, make_repository
@@ -32,6 +33,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     repository = make_repository(tmp_path_factory.mktemp("client") / "repository")
     add_entry(repository, version=2)
     add_tokenizer(repository)
+    add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [0.9], [1], masks=True)
+    add_grounder(repository, in_frame([[4, 6, 30, 20]], letterbox("centre"), (40, 30)))
     (add_entry(repository, "broken").path / "model.onnx").unlink()
     with gateway(repository, default_classify="colours") as url, Client(url) as client:
         yield client
@@ -231,6 +234,33 @@ def test_reconstruct(client: Client) -> None:
     assert photo.image is not None
     assert (broken.reconstruction, broken.psnr, broken.error and broken.error.code) == (None, None, "undecodable_image")
     assert (exact.psnr, exact.ssim) == (math.inf, pytest.approx(1))
+
+
+def test_detect(client: Client) -> None:
+    answer = client.detect([RED, BROKEN], threshold=0.5, classes=["square", 0], masks=True, render=True)
+    assert (answer.model, answer.version) == ("shapes", 1)
+    found, broken = answer.results
+    assert broken.error is not None
+    assert found.detections is not None
+    assert found.rendered is not None
+    (one,) = found.detections
+    assert (one.label, one.class_id, one.score) == ("square", 1, pytest.approx(0.9))
+    assert one.box == pytest.approx((4, 6, 30, 20), abs=0.02)
+    assert one.mask is not None
+    assert one.mask.size == (30, 40)
+    assert found.rendered.data.startswith(b"\x89PNG")
+    assert client.detect(RED, max_detections=1, classes=["Dreieck"]).results[0].detections == ()
+
+
+def test_ground(client: Client) -> None:
+    answer = client.ground(RED, ["the red circle", "left"])
+    assert [one.phrase for one in answer.results[0].groundings or ()] == ["the red circle", "left"]
+    (one,) = client.ground(RED, "red", render=True).results[0].groundings or ()
+    assert one.box == pytest.approx((4, 6, 30, 20), abs=0.02)
+    assert one.score is None
+    with pytest.raises(ClientError) as refused:
+        client.ground(RED, " ")
+    assert refused.value.code == "invalid_value"
 
 
 def test_the_documented_program(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_lines_and_letters_grow_with_the_picture(size: tuple[int, int], line: in
     plate = pixels[:top, left : left + width // 5]
     inside = is_colour(plate, 0).any(1)
     assert inside.sum() >= letters
-    ink = (plate > 240).all(-1)
+    ink = (plate > 150).all(-1)
     assert np.ptp(np.flatnonzero(ink.any(1))) >= letters * 0.5
 
 
