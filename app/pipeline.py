@@ -168,7 +168,10 @@ class Pipeline:
             with ticket.stage("encode"):
                 return replace(item, drawn=draw(image, item.result))
 
-        return await self._with_pixels(source, None, ticket, use)
+        try:
+            return await self._with_pixels(source, None, ticket, use)
+        except InputError as error:  # its pixels, all of them, may be too many
+            return Item(item.image, error=error)
 
     async def _with_pixels(
         self, data: bytes, smallest: MinimumSize | None, ticket: Ticket, use: Callable[[Image, ImageInfo], T]

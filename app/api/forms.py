@@ -14,6 +14,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa:
 
 from app import token_format
 from app.drawing import Mark, draw
+from app.errors import NotAcceptableError
 from app.manifest import Entry
 from app.masks import Box
 from app.tasks.detect import DetectResult
@@ -24,6 +25,7 @@ from app.tasks.tokenize import TokenizeResult
 from app.token_format import TokenGrids
 
 JSON, NPY, COCO = "application/json", "application/x-npy", "application/vnd.coco+json"
+WEBP_SIDE = 16_383  # pixels
 Pictured = DetokenizeResult | ReconstructResult
 
 
@@ -52,7 +54,13 @@ def _save(image: Image.Image, kind: str, quality: int) -> bytes:
 
 
 def encode_drawn(image: Image.Image, result: Any, *, marks: Callable[[Any], Sequence[Mark]], kind: str, quality: int) -> bytes:
-    """The `marks` of a result drawn onto its RGB image, as a file of Pillow's format `kind`."""
+    """The `marks` of a result drawn onto its RGB image, as a file of Pillow's format `kind`.
+
+    Raises:
+        NotAcceptableError: the image is too large for that format.
+    """
+    if kind == "WEBP" and max(image.size) > WEBP_SIDE:
+        raise NotAcceptableError(f"A WebP has at most {WEBP_SIDE} pixels a side; ask for image/png or image/jpeg.", field="Accept")
     draw(image, marks(result))
     return _save(image, kind, quality)
 

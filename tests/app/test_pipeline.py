@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.admission import PixelBudget, Ticket
 from app.backends.base import Tensors
@@ -110,6 +112,28 @@ async def test_an_image_that_the_engine_cannot_take_fails_alone(pipeline: Pipeli
     assert items[1].image is not None
     assert items[0].result.predictions
     assert items[2].result.predictions
+
+
+async def test_an_answer_is_drawn_onto_all_pixels_of_its_upright_image(pipeline: Pipeline) -> None:
+    """An image of 240,000 pixels is read at half its size for the engine, and has too many to be drawn on."""
+    drawn: list[tuple[tuple[int, int], Any]] = []
+
+    def draw(image: Image.Image, result: Any) -> bytes:
+        drawn.append((image.size, result))
+        return b"file"
+
+    entry = (await pipeline.catalog.acquire(None, TASK.name, TASK.role)).entries[TASK.role]
+    preprocessing = entry.manifest.preprocessing.model_copy(update={"scaled_decoding": True})
+    entries = [replace(entry, manifest=entry.manifest.model_copy(update={"preprocessing": preprocessing}))]
+    sources = [make_jpeg(80, 60, orientation=6), b"text", make_jpeg(600, 400)]
+    ticket = Ticket()
+    answer = await pipeline.run(TASK, entries, sources, OPTIONS, ticket, draw=draw)
+    assert drawn == [((60, 80), answer.items[0].result)]
+    assert [item.drawn for item in answer.items] == [b"file", None, None]
+    assert isinstance(answer.items[2].error, TooLargeError)
+    assert answer.items[2].result is None
+    assert "encode" in ticket.stages
+    assert pipeline.pixels.try_take(200_000)
 
 
 async def test_time_runs_out_while_the_engine_works(pipeline: Pipeline, backend: WatchedBackend) -> None:

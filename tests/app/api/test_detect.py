@@ -227,6 +227,13 @@ def test_masks_are_drawn(client: TestClient) -> None:
     assert np.abs(plain - masked)[90, 145].max() == 0
 
 
+def test_what_is_too_long_for_a_webp_is_refused(client: TestClient) -> None:
+    thread = encode(Image.new("RGB", (16_384, 3)), "PNG")
+    response = client.post("/v1/detect", content=thread, headers={"Accept": "image/webp"})
+    assert (response.status_code, response.json()["field"]) == (406, "Accept")
+    assert client.post("/v1/detect", content=thread, headers={"Accept": "image/png"}).status_code == 200
+
+
 def test_several_images_are_not_one_picture(client: TestClient) -> None:
     response = client.post("/v1/detect", files=[("image", PHOTO)] * 2, headers={"Accept": "image/png"})
     assert (response.status_code, response.json()["code"]) == (406, "not_acceptable")
