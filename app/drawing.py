@@ -20,6 +20,7 @@ COLOURS: tuple[Colour, ...] = (
 MASK_OPACITY = 115  # of 255
 ELLIPSIS = "…"
 SMALLEST_FONT = 11  # pixels
+STEPS = 8  # labels below one another until they may overlap
 NOTHING = "\U0010ffff"  # no font has it: drawn as every character that a font lacks
 
 
@@ -53,8 +54,12 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> None:
     canvas = ImageDraw.Draw(picture)
     for mark in lowest_first:
         _outline(canvas, mark, line)
-    for mark in lowest_first:
-        _label(canvas, mark, font, line)
+    plates: list[_Plate] = []
+    for mark in marks:
+        if (plate := _place(mark, font, line, picture.size, plates)) is not None:
+            plates.append(plate)
+    for plate in reversed(plates):
+        plate.draw(canvas, font)
 
 
 def _tint(picture: Image.Image, mark: Mark) -> None:
@@ -76,20 +81,40 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
     canvas.rectangle(corners, None, mark.colour, line)
 
 
-def _label(canvas: ImageDraw.ImageDraw, mark: Mark, font: Font, line: int) -> None:
-    """A plate with the caption above the box, or inside of it where there is no room above; shortened to the picture's width."""
-    width, height = canvas.im.size
+@dataclass(frozen=True)
+class _Plate:
+    """A label: `left`, `top`, `across` and `down` in pixels, and where its letters begin and stand."""
+
+    left: int
+    top: int
+    across: int
+    down: int
+    text: str
+    start: tuple[int, int]
+    colour: Colour
+
+    def covers(self, other: "_Plate") -> bool:
+        beside = self.left >= other.left + other.across or other.left >= self.left + self.across
+        return not (beside or self.top >= other.top + other.down or other.top >= self.top + self.down)
+
+    def draw(self, canvas: ImageDraw.ImageDraw, font: Font) -> None:
+        canvas.rectangle((self.left, self.top, self.left + self.across - 1, self.top + self.down - 1), self.colour)
+        canvas.text(self.start, self.text, _ink(self.colour), font, anchor="ls")
+
+
+def _place(mark: Mark, font: Font, line: int, size: tuple[int, int], taken: Sequence[_Plate]) -> _Plate | None:
+    """A plate above the box, or inside where the picture ends or `taken` is in the way; None where no text fits into `size`."""
+    width, height = size
     margin = max(2, line)
     text = _fit(mark, font, width - 2 * margin)
     ascent, descent = _extent(font)
     across, down = round(font.getlength(text)) + 2 * margin, ascent + descent + margin
     if not text or across > width or down > height:
-        return
-    x = min(max(0, round(mark.box[0])), width - across)
-    above = round(mark.box[1]) - down
-    y = min(max(0, round(mark.box[1])), height - down) if above < 0 else min(above, height - down)
-    canvas.rectangle((x, y, x + across - 1, y + down - 1), mark.colour)
-    canvas.text((x + margin, y + margin // 2 + ascent), text, _ink(mark.colour), font, anchor="ls")
+        return None
+    left, top = min(max(0, round(mark.box[0])), width - across), round(mark.box[1])
+    places = [min(max(0, top + step * down), height - down) for step in range(-1 if top >= down else 0, STEPS)]
+    plates = [_Plate(left, y, across, down, text, (left + margin, y + margin // 2 + ascent), mark.colour) for y in places]
+    return next((plate for plate in plates if not any(plate.covers(other) for other in taken)), plates[0])
 
 
 def _fit(mark: Mark, font: Font, room: int) -> str:

@@ -78,6 +78,14 @@ def test_a_long_caption_is_shortened_and_keeps_its_score() -> None:
     assert font.getlength(text) <= 200
 
 
+def test_labels_of_one_box_stand_below_one_another() -> None:
+    box = (50, 60, 150, 150)
+    pixels = drawn((300, 200), *(Mark(box, "dog", "1", number) for number in range(3)))
+    rows = [np.flatnonzero(is_colour(pixels[:148, 53:70], number).sum(1) > 3) for number in range(3)]
+    assert all(len(found) > 8 for found in rows)
+    assert rows[0].max() < rows[1].min() <= rows[1].max() < rows[2].min()
+
+
 def test_the_first_mark_is_on_top() -> None:
     box = (50, 50, 150, 150)
     assert is_colour(drawn((300, 200), Mark(box, "a", "1", 0), Mark(box, "b", "2", 1))[149, 60:140], 0).all()
