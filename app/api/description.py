@@ -3,11 +3,12 @@
 from typing import Any
 
 from app.api import schemas
-from app.api.forms import JSON, NPY
+from app.api.forms import COCO, JSON, NPY
 from app.api.routes import TaskRoute
 from app.token_format import MEDIA_TYPE
 
 BINARY = {"type": "string", "format": "binary"}
+COCO_RESULTS = {"type": "array", "items": schemas.CocoResponse.model_json_schema()}
 HEADERS = {
     "X-Model": "NAME@VERSION, where the answer is no JSON",
     "X-Codebook": "id of the codebook, where the answer is no JSON",
@@ -35,7 +36,7 @@ def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
     statuses = sorted({*ERRORS, 406}) if route.forms else ERRORS
     answer: dict[str, Any] = {"model": route.response}
     if route.forms:
-        answer["content"] = {media_type: {"schema": BINARY} for media_type in route.forms}
+        answer["content"] = {media_type: {"schema": COCO_RESULTS if media_type == COCO else BINARY} for media_type in route.forms}
         answer["description"] = "The form that Accept likes best; JSON when it takes everything"
         names = HEADERS if route.marks is None else ("X-Model",)
         answer["headers"] = {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}

@@ -196,6 +196,16 @@ class DetectResponse(TaskResponse):
     results: list[DetectItem]
 
 
+class CocoResponse(BaseModel):
+    """One row of COCO's results: an object in an image."""
+
+    image_id: int
+    category_id: int = Field(description="the model's class id")
+    bbox: BoxResponse = Field(description="left, top, width, height in pixels of the upright original")
+    score: float
+    segmentation: dict[str, Any] | None = Field(None, description="size and counts of compressed run lengths, only when asked for")
+
+
 class GroundingResponse(BaseModel):
     phrase: str
     box: BoxResponse = Field(description="left, top, right, bottom in pixels of the upright original")

@@ -57,3 +57,28 @@ def test_openapi_tells_every_form_of_tokens(
     assert {"X-Model", "X-Codebook", "X-PSNR"} <= set(operation["responses"]["200"]["headers"])
     assert all(answer[form]["schema"]["format"] == "binary" for form in answers - {"application/json"})
     assert operation["responses"]["406"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProblemResponse")
+
+
+DRAWN = {"application/json", "image/png", "image/jpeg", "image/webp"}
+DETECT = {"model", "threshold", "max_detections", "classes", "masks", "render", "quality", "format", "image_id"}
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "answers"),
+    [
+        ("detect", DETECT, {*DRAWN, "application/vnd.coco+json"}),
+        ("ground", {"model", "phrase", "render", "quality"}, DRAWN),
+    ],
+)
+def test_openapi_tells_every_form_of_boxes(client: TestClient, task: str, parameters: set[str], answers: set[str]) -> None:
+    operation = client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    assert {parameter["name"] for parameter in operation["parameters"]} == parameters
+    assert set(operation["requestBody"]["content"]) == IMAGES
+    answer = operation["responses"]["200"]["content"]
+    assert set(answer) == answers
+    assert answer["application/json"]["schema"]["$ref"].endswith(f"/{task.capitalize()}Response")
+    assert all(answer[form]["schema"]["format"] == "binary" for form in answers if form.startswith("image/"))
+    assert set(operation["responses"]["200"]["headers"]) == {"X-Model"}
+    if task == "detect":
+        row = answer["application/vnd.coco+json"]["schema"]["items"]["properties"]
+        assert set(row) == {"image_id", "category_id", "bbox", "score", "segmentation"}
