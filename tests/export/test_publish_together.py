@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.manifest import read_entry
+from app.manifest import Codebook, read_entry
 from export.config import CONFIG_FILE, render_config
 from export.files import write_manifest
 from export.publish import publish
@@ -15,6 +15,7 @@ from export.spec import Engine, ExportError, Loaded, Reference, Staged
 from tests.export.small import make_request, verified
 
 ROLES = ("tokenize", "detokenize")
+CODEBOOK = Codebook(id="0" * 64, count=1, size=16, channels=4, bits=4, grid=(2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def pair(pattern: Staged, directory: Path, **changes: dict[str, Any]) -> list[St
     for role in ROLES:
         model = directory / f"small.{role}"
         shutil.copytree(pattern.path.parent, model)
-        fields = {"role": role, "roles": ROLES} | changes.get(role, {})
+        fields = {"role": role, "roles": ROLES, "codebook": CODEBOOK} | changes.get(role, {})
         staged = Staged(model / "1", pattern.manifest.model_copy(update=fields))
         write_manifest(staged.path, staged.manifest)
         (model / CONFIG_FILE).write_text(render_config(staged.manifest))
