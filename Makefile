@@ -34,7 +34,7 @@ check: $(VENV)/.test ## format, lint, types, import contracts; seconds
 conformance: $(VENV)/.test ## the long form of the tests: every family in a published size
 	$(PYTEST) -m conformance $(ARGS)
 
-bench: $(VENV)/.bench ## Vitrine beside the other servers, 14 minutes on a quiet machine; needs wrk
+bench: $(VENV)/.bench ## Vitrine beside the other servers, planned at 14 minutes; needs wrk
 	$(BIN)/python -m load_tests.bench $(ARGS)
 
 bench-full: $(VENV)/.bench ## the same with every model, photo and number of clients, hours; goes on where it stopped

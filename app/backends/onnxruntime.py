@@ -19,7 +19,7 @@ from app.errors import InferenceError
 from app.manifest import Entry
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-WARM_UP = 1.0  # seconds that the largest batch may take at a load
+WARM_UP = 0.1  # seconds that the largest batch may take at a load
 
 
 @dataclass(frozen=True)
