@@ -16,7 +16,7 @@ Three stages, and each can be run again with other options from the checkpoint o
 
 1. `learn`, at a constant learning rate, as long as there is time (`--steps`);
 2. `settle`, the learning rate falling to nothing (`--settle-steps`);
-3. `decode`: encoder and codebook stay as they are, clustered once more by k-means over all photos, and only the decoder
+3. `decode`: encoder and codebook stay as they are, clustered once more by k-means over many crops, and only the decoder
    goes on (`--decode-steps`), whose steps cost half.
 
 It writes `model.safetensors`, which `make bundled-tokenizer` exports.
@@ -223,20 +223,22 @@ class Training:
         self.optimizer.step((error + FLOOR).log().mean() + self.options.commitment * commitment, lr)
         self.errors.append(float(error.detach().mean()))
 
+    def latents(self, count: int) -> Tensor:
+        """Of `count` crops, [P,D]."""
+        return torch.cat([encode(self.network, self.batch(32), self.window()).flatten(0, 1) for _ in range(count // 32)])
+
     @torch.no_grad()
     def start_codebook(self) -> None:
         """k-means over latents of crops, once the encoder has left its first weights behind."""
-        latents = torch.cat([encode(self.network, self.batch(32), self.window()).flatten(0, 1) for _ in range(10)])
+        latents = self.latents(320)
         first = latents[torch.randperm(len(latents), generator=self.generator)[:CODES]]
         self.codebook = Codebook(cluster(latents, first, 12, self.generator), torch.full((CODES,), 0.5))
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Cluster the latents of every photo, and let only the decoder go on."""
+        """Cluster many more latents than a step sees, and let only the decoder go on."""
         assert self.codebook is not None
-        squares = (photo[:, :SIDE, :SIDE].float() / 255 for photo in self.photos)
-        latents = torch.cat([encode(self.network, square[None]).flatten(0, 1) for square in squares])
-        self.codebook = Codebook(cluster(latents, self.codebook.codes, 20, self.generator))
+        self.codebook = Codebook(cluster(self.latents(1600), self.codebook.codes, 20, self.generator))
         self.network.encoder.requires_grad_(False)
         self.network.pre_quant.requires_grad_(False)
         self.optimizer = MuonWithAdam(self.network, self.options.lr)
