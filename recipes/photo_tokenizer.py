@@ -238,7 +238,7 @@ class Training:
     def freeze(self) -> None:
         """Cluster many more latents than a step sees, and let only the decoder go on."""
         assert self.codebook is not None
-        self.codebook = Codebook(cluster(self.latents(1600), self.codebook.codes, 20, self.generator))
+        self.codebook = Codebook(cluster(self.latents(1600), self.codebook.codes, 5, self.generator))
         self.network.encoder.requires_grad_(False)
         self.network.pre_quant.requires_grad_(False)
         self.optimizer = MuonWithAdam(self.network, self.options.lr)
