@@ -12,12 +12,8 @@ The loss is the logarithm of the squared error, so that it is the mean PSNR that
 tokenizer that keeps what was there. Gradients pass the quantizer straight through; codes are running means of what they stand for,
 and a code that is hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
 
-Three stages, and each can be run again with other options from the checkpoint of the one before:
-
-1. `learn`, at a constant learning rate, as long as there is time (`--steps`);
-2. `settle`, the learning rate falling to nothing (`--settle-steps`);
-3. `decode`: encoder and codebook stay as they are, clustered once more by k-means over many crops, and only the decoder
-   goes on (`--decode-steps`), whose steps cost half.
+Two stages: `learn`, at a constant learning rate, as long as there is time (`--steps`), and `settle`, the learning rate falling to
+nothing (`--settle-steps`), which is worth nearly 1 dB and can start from any checkpoint of the first.
 
 It writes `model.safetensors`, which `make bundled-tokenizer` exports.
 """
@@ -182,7 +178,7 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
 
 class Training:
-    """What a checkpoint holds, and a step of each stage."""
+    """What a checkpoint holds, and a step of training."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -205,18 +201,15 @@ class Training:
         return Window(side, row, column)
 
     def train_step(self, lr: float) -> None:
-        """One step of `learn`, `settle` or `decode`."""
         images, window = self.batch(self.options.batch_size), self.window()
-        with torch.set_grad_enabled(self.stage != "decode"):
-            latents = encode(self.network, images, window)
+        latents = encode(self.network, images, window)
         commitment = latents.new_zeros(())
         codes = latents
         if self.codebook is not None:
             indices = self.codebook.nearest(latents.detach())
             quantized = self.codebook.codes[indices]
             self.used.append(indices.flatten())
-            if self.stage != "decode":
-                self.codebook.learn(latents.detach().flatten(0, 1), indices.flatten(), self.generator)
+            self.codebook.learn(latents.detach().flatten(0, 1), indices.flatten(), self.generator)
             commitment = (latents - quantized).square().sum(-1).mean()
             codes = latents + (quantized - latents).detach()
         error = (decode(self.network, codes, window) - images).square().mean((1, 2, 3))
@@ -233,15 +226,6 @@ class Training:
         latents = self.latents(320)
         first = latents[torch.randperm(len(latents), generator=self.generator)[:CODES]]
         self.codebook = Codebook(cluster(latents, first, 12, self.generator), torch.full((CODES,), 0.5))
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        """Cluster many more latents than a step sees, and let only the decoder go on."""
-        assert self.codebook is not None
-        self.codebook = Codebook(cluster(self.latents(1600), self.codebook.codes, 5, self.generator))
-        self.network.encoder.requires_grad_(False)
-        self.network.pre_quant.requires_grad_(False)
-        self.optimizer = MuonWithAdam(self.network, self.options.lr)
 
     @torch.no_grad()
     def report(self, seconds: float) -> dict[str, Any]:
@@ -275,10 +259,6 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.codebook = Codebook(state["codes"], state["counts"])
         self.stage, self.step = state["stage"], state["step"]
-        if self.stage == "decode":
-            self.network.encoder.requires_grad_(False)
-            self.network.pre_quant.requires_grad_(False)
-            self.optimizer = MuonWithAdam(self.network, self.options.lr)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
 
@@ -289,19 +269,16 @@ class Training:
 
 
 def learning_rate(stage: str, step: int, options: argparse.Namespace) -> float:
-    """Constant while learning, after a short rise; falling linearly in the other stages, of which the last begins lower."""
-    if stage == "learn":
-        return float(options.lr * min(1.0, (step + 1) / 50))
-    if stage == "settle":
-        return float(options.lr * max(0.02, 1 - step / options.settle_steps))
-    return float(options.lr * 0.5 * max(0.0, 1 - step / options.decode_steps))
+    """Constant while learning, after a short rise; falling linearly while settling."""
+    share = min(1.0, (step + 1) / 50) if stage == "learn" else 1 - step / options.settle_steps
+    return float(options.lr * share)
 
 
 def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     training = Training(options)
-    lengths = {"learn": options.steps, "settle": options.settle_steps, "decode": options.decode_steps}
+    lengths = {"learn": options.steps, "settle": options.settle_steps}
     stages = list(lengths)
     resumed = options.resume or max(options.out.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
     if resumed is not None:
@@ -310,8 +287,6 @@ def train(options: argparse.Namespace) -> None:
     for stage in stages[stages.index(training.stage) :]:
         if stage != training.stage:
             training.stage, training.step = stage, 0
-            if stage == "decode":
-                training.freeze()
         while training.step < lengths[stage]:
             if stage == "learn" and training.step == options.unquantized_steps:
                 training.start_codebook()
@@ -333,10 +308,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="by default the newest of --out")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--settle-steps", type=int, default=1000)
-    parser.add_argument("--decode-steps", type=int, default=1000)
     parser.add_argument("--unquantized-steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--commitment", type=float, default=0.25)
     parser.add_argument("--report-every", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
