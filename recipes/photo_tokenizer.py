@@ -13,7 +13,7 @@ tokenizer that keeps what was there. Gradients pass the quantizer straight throu
 and a code that is hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
 
 Two stages: `learn`, at a constant learning rate, as long as there is time (`--steps`), and `settle`, the learning rate falling to
-nothing (`--settle-steps`), which is worth nearly 1 dB and can start from any checkpoint of the first.
+nothing (`--settle-steps`), which was worth 0.8 dB and can start from any checkpoint of the first.
 
 It writes `model.safetensors`, which `make bundled-tokenizer` exports.
 """
