@@ -1,66 +1,80 @@
-"""Muon (Jordan et al., 2024) in float32: the optimiser of timm orthogonalises in bfloat16, which a CPU without that type emulates,
-twenty times slower."""
+"""Muon (Jordan et al., 2024) in float32, with AdamW for what is no matrix: what the recipes for small models train with.
 
-from collections.abc import Callable, Iterable, Mapping
+torch's and timm's Muon orthogonalise in bfloat16, which processors without that type emulate slowly.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]
-STEPS = 5
+# Five steps of a quintic iteration, each with its own coefficients (Jiacheng You, 2024).
+COEFFICIENTS = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
 
 
-class Muon(torch.optim.Optimizer):
-    """Each matrix moves by its momentum made orthogonal, as long as a step of AdamW would be (Liu et al., 2025, arXiv 2502.16982).
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix to [M,N], roughly: all singular values come near 1."""
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.mT
+        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
 
-    Convolutions count as matrices [out, in * height * width].
+
+class Muon(Optimizer):
+    """Steps along orthogonalised momentum; a convolution counts as a matrix [out, in * height * width].
+
+    Steps are scaled to the size of those of AdamW (Moonshot AI, arXiv 2502.16982), so that one learning rate suits both.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                matrix = momentum.flatten(1)
-                update = zeropower_via_newtonschulz(matrix, STEPS, COEFFICIENTS, dtype=torch.float32).view_as(parameter)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"]
+        momentum.lerp_(parameter.grad, 1 - group["momentum"])
+        matrix = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+        scale = 0.2 * max(matrix.shape) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(orthogonalised(matrix).view_as(parameter), alpha=-group["lr"] * scale)
 
 
-class MuonWithAdam:
-    """Muon for the matrices of a network, AdamW for everything else."""
-
-    def __init__(self, network: nn.Module, lr: float) -> None:
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.parts: tuple[torch.optim.Optimizer, ...] = (
-            Muon([parameter for parameter in parameters if parameter.ndim > 1], lr),
-            torch.optim.AdamW(
-                [parameter for parameter in parameters if parameter.ndim < 2], lr, betas=(0.9, 0.95), weight_decay=0.0
-            ),
-        )
-
-    def step(self, loss: Tensor, lr: float) -> None:
-        """Differentiate `loss` and move by it."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
-            for group in part.param_groups:
-                group["lr"] = lr
-        loss.backward()  # type: ignore[no-untyped-call]
-        for part in self.parts:
-            nn.utils.clip_grad_norm_([parameter for group in part.param_groups for parameter in group["params"]], 1.0)
-            part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for index, part in enumerate(self.parts):
-            part.load_state_dict(state[str(index)])
+def optimizers(model: nn.Module, *, lr: float, weight_decay: float, plain: tuple[str, ...] = ()) -> list[Optimizer]:
+    """Muon for the matrices of a model; AdamW for vectors, embeddings and parameters whose name contains a word of `plain`."""
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        small = parameter.ndim < 2 or min(parameter.flatten(1).shape) < 8
+        if parameter.ndim < 2:
+            rest.append(parameter)
+        elif small or id(parameter) in embeddings or any(word in name for word in plain):
+            decayed.append(parameter)
+        else:
+            matrices.append(parameter)
+    adamw = AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+    return [Muon(matrices, lr=lr, weight_decay=weight_decay), adamw]

@@ -22,7 +22,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,11 +166,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words that refer to one shape of a scene, by its index."""
+    """Words that refer to one shape of a scene; shapes are known by their indices."""
 
     text: str
     form: Form
     target: int
+    among: tuple[int, ...]
+    """The shapes that the noun fits and the phrase chooses from."""
+    anchor: int | None = None
+    """The shape that a relation is to."""
 
 
 # Textures: fields of numbers 0..1 that blend two muted colours.
@@ -486,18 +490,18 @@ def phrases(scene: Scene) -> list[Phrase]:
     for noun, members in groups.items():
         if len(members) == 1 and (noun.colour or noun.kind):
             form: Form = "attributes" if noun.colour and noun.kind else "colour" if noun.colour else "shape"
-            found.append(Phrase(f"the {noun}", form, members[0]))
+            found.append(Phrase(f"the {noun}", form, members[0], tuple(members)))
             if not noun.kind:
-                found.append(Phrase(f"the {noun.colour} one", form, members[0]))
+                found.append(Phrase(f"the {noun.colour} one", form, members[0], tuple(members)))
         if len(members) >= 2:
             clauses = itertools.chain(_by_size(scene, members), _by_place(scene, members))
-            found += [Phrase("the " + template.format(noun), form, target) for form, template, target in clauses]
+            found += [Phrase("the " + t.format(noun), form, target, tuple(members)) for form, t, target in clauses]
     anchors = {noun: members[0] for noun, members in groups.items() if len(members) == 1 and noun.kind}
     for (noun, members), (other, anchor) in itertools.product(groups.items(), anchors.items()):
         candidates = [i for i in members if i != anchor]
         if len(candidates) >= 2:
             for template, target in _by_relation(scene, candidates, anchor):
-                found.append(Phrase("the " + template.format(noun, other), "relation", target))
+                found.append(Phrase("the " + template.format(noun, other), "relation", target, tuple(candidates), anchor))
     return found
 
 
@@ -525,7 +529,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     return [end - start for start, end in itertools.pairwise([0, *ends, flat.size])]
 
 
-def coco(pictures: Iterator[tuple[str, Picture]]) -> dict[str, Any]:
+def coco(pictures: Iterable[tuple[str, Picture]]) -> dict[str, Any]:
     """The annotations of (file name, picture) pairs in COCO's format; the colour is an extra key of each."""
     category = {kind: index for index, kind in enumerate(KINDS, start=1)}
     images: list[dict[str, Any]] = []
@@ -561,7 +565,7 @@ def write(numbers: Sequence[int], out: Path, *, seed: int, size: int, suffix: st
     (out / "images").mkdir(parents=True, exist_ok=True)
     spoken: list[str] = []
 
-    def drawn() -> Iterator[tuple[str, Picture]]:
+    def pictures() -> Iterator[tuple[str, Picture]]:
         for number in track(numbers, description="Drawing scenes"):
             picture, name = draw(number, seed=seed, size=size), f"{number:08}.{suffix}"
             Image.fromarray(picture.pixels).save(out / "images" / name, **({"quality": 92} if suffix == "jpg" else {}))
@@ -570,38 +574,46 @@ def write(numbers: Sequence[int], out: Path, *, seed: int, size: int, suffix: st
                 spoken.append(json.dumps({"image": name, "phrase": phrase.text, "form": phrase.form, "box": box}))
             yield name, picture
 
-    (out / "annotations.json").write_text(json.dumps(coco(drawn())))
+    (out / "annotations.json").write_text(json.dumps(coco(pictures())))
     if phrases_per_scene:
         (out / "phrases.jsonl").write_text("".join(f"{line}\n" for line in spoken))
 
 
-def _row(job: tuple[int, int, int]) -> tuple[Pixels, str]:
+@dataclass(frozen=True)
+class Drawn:
+    """Scenes that are drawn, kept on disk: pixels uint8 [N,size,size,3] and owners uint8 [N,size,size] as memory maps."""
+
+    scenes: list[Scene]
+    pixels: Pixels
+    owners: Pixels
+
+
+def _row(job: tuple[int, int, int]) -> tuple[Pixels, Pixels, str]:
     number, seed, size = job
     picture = draw(number, seed=seed, size=size)
-    return picture.pixels, picture.scene.to_json()
+    return picture.pixels, picture.owners, picture.scene.to_json()
 
 
-def cached(folder: Path, split: Split, count: int, *, seed: int = 0, size: int = 256) -> tuple[Pixels, list[Scene]]:
-    """The first scenes of a split for training, drawn once on all cores and then read from `folder`.
-
-    Returns:
-        Pixels as a memory map, uint8 [count,size,size,3], and the scenes.
-    """
-    stem = folder / f"{split}-{count}-{size}-{seed}"
-    pixels_path, scenes_path = stem.with_suffix(".npy"), stem.with_suffix(".jsonl")
-    if not scenes_path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        target = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, (count, size, size, 3))
+def drawn(folder: Path, split: Split, count: int, *, seed: int = 0, size: int = 256) -> Drawn:
+    """The first scenes of a split for training, drawn once on all cores and then read from `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{split}-{count}-{size}-{seed}"
+    described, pixels, owners = (folder / f"{stem}{end}" for end in (".jsonl", ".npy", "-owners.npy"))
+    if not described.exists():
+        pixels_out = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, size, size, 3))
+        owners_out = np.lib.format.open_memmap(owners, "w+", np.uint8, (count, size, size))
         jobs = ((number, seed, size) for number in SPLITS[split][:count])
-        with ProcessPoolExecutor(os.cpu_count()) as pool, scenes_path.with_suffix(".part").open("w") as lines:
+        part = described.with_suffix(".part")
+        with ProcessPoolExecutor(os.cpu_count()) as pool, part.open("w") as lines:
             rows = pool.map(_row, jobs, chunksize=64)
-            for index, (pixels, line) in enumerate(track(rows, description=f"Drawing {split} scenes", total=count)):
-                target[index] = pixels
+            for index, row in enumerate(track(rows, description=f"Drawing {split} scenes", total=count)):
+                pixels_out[index], owners_out[index], line = row
                 lines.write(f"{line}\n")
-        target.flush()
-        scenes_path.with_suffix(".part").replace(scenes_path)
-    pixels = np.load(pixels_path, mmap_mode="r")
-    return pixels, [Scene.from_json(line) for line in scenes_path.read_text().splitlines()]
+        pixels_out.flush()
+        owners_out.flush()
+        part.replace(described)
+    scenes = [Scene.from_json(line) for line in described.read_text().splitlines()]
+    return Drawn(scenes, np.load(pixels, mmap_mode="r"), np.load(owners, mmap_mode="r"))
 
 
 def main() -> None:

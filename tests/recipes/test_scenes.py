@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scenes
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
-
-from recipes import scenes
-from recipes.scenes import SPLITS, Picture
+from scenes import SPLITS, Picture
 
 ROOT = Path(__file__).parents[2]
 COUNT = 60
@@ -103,10 +102,12 @@ def touches(one: np.ndarray, other: np.ndarray) -> bool:
 
 def test_the_same_number_gives_the_same_bytes_in_another_process(pictures: list[Picture]) -> None:
     code = (
-        "import hashlib; from recipes import scenes; p = scenes.draw(7)\n"
+        "import hashlib; import scenes; p = scenes.draw(7)\n"
         "print(hashlib.sha256(p.pixels.tobytes() + p.owners.tobytes() + p.scene.to_json().encode()).hexdigest())"
     )
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "recipes", capture_output=True, text=True, check=True
+    ).stdout.strip()
     mine = pictures[7]
     assert other == hashlib.sha256(mine.pixels.tobytes() + mine.owners.tobytes() + mine.scene.to_json().encode()).hexdigest()
 
@@ -226,6 +227,8 @@ def test_every_phrase_refers_to_its_shape_and_to_no_other(pictures: list[Picture
         items = described(picture)
         for phrase in scenes.phrases(picture.scene):
             assert meant(phrase.text, items) == [items[phrase.target]], (picture.scene.number, phrase)
+            assert phrase.target in phrase.among
+            assert (phrase.anchor is not None) == (phrase.form == "relation")
             heard[phrase.form] = heard.get(phrase.form, 0) + 1
     assert set(heard) == set(scenes.FORMS)
     assert min(heard.values()) > COUNT
@@ -279,11 +282,10 @@ def test_the_grounding_file_tells_image_phrase_form_and_box(written: Path) -> No
         assert [x0, y0, x1 - x0, y1 - y0] in boxes
 
 
-def test_a_cache_holds_the_pictures_of_its_split(tmp_path: Path) -> None:
-    pixels, described_scenes = scenes.cached(tmp_path, "validation", 5, size=64)
-    again, same = scenes.cached(tmp_path, "validation", 5, size=64)
+def test_drawn_scenes_are_kept(tmp_path: Path) -> None:
+    first, again = (scenes.drawn(tmp_path, "validation", 5, size=64) for _ in range(2))
     wanted = [scenes.draw(number, size=64) for number in SPLITS["validation"][:5]]
-    assert np.array_equal(pixels, np.stack([picture.pixels for picture in wanted]))
-    assert described_scenes == [picture.scene for picture in wanted]
-    assert np.array_equal(pixels, again)
-    assert same == described_scenes
+    for data in (first, again):
+        assert data.scenes == [picture.scene for picture in wanted]
+        assert np.array_equal(data.pixels, np.stack([picture.pixels for picture in wanted]))
+        assert np.array_equal(data.owners, np.stack([picture.owners for picture in wanted]))
