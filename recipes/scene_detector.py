@@ -43,8 +43,8 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetCon
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrMLPPredictionHead
 
 SIDE = 256
-SIZES = ((0.0, 128), (0.40, 192), (0.60, 256))
-"""From which share of the run on, pictures of which size."""
+LESSONS = ((0.0, 128, 32), (0.40, 192, 16), (0.60, 256, 16))
+"""From which share of the run on, pictures of which size, and how many in a batch."""
 BACKBONE = (24, 24, 64, 128, 128)
 WIDTH = 96
 PLACES_PER_SHAPE = 9
@@ -372,8 +372,8 @@ def train(options: argparse.Namespace) -> None:
         steps=options.steps,
     )
     for step in run.steps():
-        size = next(side for share, side in reversed(SIZES) if run.progress >= share)
-        images, targets = data.batch(options.batch_size, size, np.random.default_rng((options.seed, step)))
+        size, count = next(lesson for share, *lesson in reversed(LESSONS) if run.progress >= share)
+        images, targets = data.batch(count, size, np.random.default_rng((options.seed, step)))
         rate = run.rate(options.lr)
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = rate
@@ -393,14 +393,13 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="where drawn scenes are kept: 3.2 GB for 16,000")
+    parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="where drawn scenes are kept: 4.2 GB for 16,000")
     parser.add_argument("--out", type=Path, default=Path("runs/scene_detector"))
     parser.add_argument("--minutes", type=float, default=60, help="length of the run, evaluations included")
     parser.add_argument("--steps", type=int, default=10**9, help="end after this many steps at the latest")
     parser.add_argument("--evaluate-minutes", type=float, default=5, help="minutes between evaluations, each saves a checkpoint")
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--validation", type=int, default=200, help="scenes to evaluate on")
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,7 @@
 
     python recipes/scene_grounding.py --out runs/scene_grounding --minutes 60
 
-The network is the TransVG++ of Deng et al. (arXiv 2206.06619) as `export/architectures/transvg_pp.py` builds it: 192x192 pixels in
+The network is the TransVG++ of Deng et al. (arXiv 2206.06619) as `export/architectures/transvg_pp.py` builds it: 160x160 pixels in
 patches of 16, width 128, six blocks of which the last four look at the words, a BERT of two layers; 2.0 M parameters in all. Its
 vocabulary is trained on the phrases of the training scenes.
 
@@ -23,6 +23,7 @@ one line of JSON with the accuracy at an overlap of 0.5 on validation phrases, i
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from export.bert_tokenizer import train_tokenizer
 from muon import optimizers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from scenes import COLOURS, FORMS, KINDS, Drawn, Phrase, Scene, choose, drawn, phrases
+from scenes import COLOURS, FORMS, KINDS, Drawn, Phrase, Scene, choose, drawn, mirrored, phrases, upside_down
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
@@ -43,7 +44,7 @@ from transformers import BertTokenizer
 from export.architectures import transvg_pp
 
 DRAWN = 256
-SIDE, PATCH, WIDTH, LENGTH = 192, 16, 128, 20
+SIDE, PATCH, WIDTH, LENGTH = 160, 16, 128, 20
 GRID = SIDE // PATCH
 SEEING = 2
 """How many blocks there are before the first that looks at the words."""
@@ -59,14 +60,6 @@ SIZES = {
     "length": LENGTH,
 }
 SEEING_SHARE = 1 / 6
-ACROSS = {"left": "right", "leftmost": "rightmost"}
-DOWN = {"top": "bottom", "topmost": "lowest", "above": "below"}
-
-
-def exchanged(text: str, pairs: dict[str, str]) -> str:
-    """A phrase with each word of a pair in place of the other; "under" counts as "below"."""
-    both = pairs | {second: first for first, second in pairs.items()} | ({"under": "above"} if "above" in pairs else {})
-    return " ".join(both.get(word, word) for word in text.split())
 
 
 def build(vocabulary: int) -> transvg_pp.TransVGPlusPlus:
@@ -143,19 +136,19 @@ class Lessons:
             kinds[index, : len(shapes)] = [self.kinds[shape.kind] for shape in shapes]
             colours[index, : len(shapes)] = [self.colours[shape.colour] for shape in shapes]
             corners[index, : len(shapes)] = [[edge / scene.size for edge in shape.box] for shape in shapes]
-            words: list[dict[str, str]] = []
+            turns: list[Callable[[str], str]] = []
             if rng.random() < 0.5:
                 pixels[index], owners[index] = pixels[index][:, ::-1].copy(), owners[index][:, ::-1].copy()
                 corners[index][:, [0, 2]] = 1 - corners[index][:, [2, 0]]
-                words.append(ACROSS)
+                turns.append(mirrored)
             if rng.random() < 0.5:
                 pixels[index], owners[index] = pixels[index][::-1].copy(), owners[index][::-1].copy()
                 corners[index][:, [1, 3]] = 1 - corners[index][:, [3, 1]]
-                words.append(DOWN)
+                turns.append(upside_down)
             for phrase in some(scene, phrases_each, rng):
                 text = phrase.text
-                for pairs in words:
-                    text = exchanged(text, pairs)
+                for turn in turns:
+                    text = turn(text)
                 texts.append(text)
                 said.append((index, phrase))
         among, anchor = (torch.zeros(len(said), self.most) for _ in range(2))
@@ -353,7 +346,7 @@ def main() -> None:
     parser.add_argument("--evaluate-minutes", type=float, default=5, help="minutes between evaluations, each saves a checkpoint")
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, two phrases each")
-    parser.add_argument("--pictures", type=int, default=24, help="pictures in a batch, twice as many in the first lesson")
+    parser.add_argument("--pictures", type=int, default=16, help="pictures in a batch, twice as many in the first lesson")
     parser.add_argument("--phrases", type=int, default=4, help="phrases for each picture of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)

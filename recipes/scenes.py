@@ -505,6 +505,28 @@ def phrases(scene: Scene) -> list[Phrase]:
     return found
 
 
+ACROSS = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+DOWN = {
+    "top": "bottom",
+    "bottom": "top",
+    "topmost": "lowest",
+    "lowest": "topmost",
+    "above": "below",
+    "below": "above",
+    "under": "above",
+}
+
+
+def mirrored(text: str) -> str:
+    """What is said of a scene, said of its mirror image."""
+    return " ".join(ACROSS.get(word, word) for word in text.split())
+
+
+def upside_down(text: str) -> str:
+    """What is said of a scene, said of it upside down."""
+    return " ".join(DOWN.get(word, word) for word in text.split())
+
+
 def choose(scene: Scene, count: int) -> list[Phrase]:
     """Up to `count` different phrases of a scene, the forms in turn as far as the scene has them; the same each time."""
     rng = np.random.default_rng((scene.seed, scene.number, 1))

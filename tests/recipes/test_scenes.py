@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,21 @@ def test_every_phrase_refers_to_its_shape_and_to_no_other(pictures: list[Picture
             heard[phrase.form] = heard.get(phrase.form, 0) + 1
     assert set(heard) == set(scenes.FORMS)
     assert min(heard.values()) > COUNT
+
+
+@pytest.mark.parametrize(("say", "axis"), [(scenes.mirrored, 0), (scenes.upside_down, 1)])
+def test_a_phrase_can_be_said_of_the_mirror_image(say: Callable[[str], str], axis: int, pictures: list[Picture]) -> None:
+    changed = 0
+    for picture in pictures[:20]:
+        items = described(picture)
+        for item in items:
+            box = list(item["bbox"])
+            box[axis] = picture.scene.size - box[axis] - box[axis + 2]
+            item["bbox"] = tuple(box)
+        for phrase in scenes.phrases(picture.scene):
+            assert meant(say(phrase.text), items) == [items[phrase.target]], (picture.scene.number, phrase)
+            changed += say(phrase.text) != phrase.text
+    assert changed > 100
 
 
 def test_chosen_phrases_differ_and_take_the_forms_in_turn(pictures: list[Picture]) -> None:
