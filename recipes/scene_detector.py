@@ -3,7 +3,7 @@
     python recipes/scene_detector.py --out runs/scene_detector --minutes 60
 
 The network is the RT-DETR of Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (arXiv 2304.08069), as transformers
-builds it, with a ResNet of basic blocks of 24-24-64-128-128 channels, 2.0 M parameters. Of the set-matching detectors it is the one
+builds it, with a ResNet of basic blocks of 24-24-64-112-128 channels, 1.9 M parameters. Of the set-matching detectors it is the one
 for an hour on two CPU cores: its queries start from the best places of a dense prediction instead of learned positions, and
 it denoises. Three more things make it quick here:
 
@@ -41,11 +41,12 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou, generaliz
 from training_run import Run
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrMLPPredictionHead
+from transformers.utils.logging import disable_progress_bar
 
 SIDE = 256
 LESSONS = ((0.0, 128, 32), (0.40, 192, 16), (0.60, 256, 16))
 """From which share of the run on, pictures of which size, and how many in a batch."""
-BACKBONE = (24, 24, 64, 128, 128)
+BACKBONE = (24, 24, 64, 112, 128)
 WIDTH = 96
 PLACES_PER_SHAPE = 9
 
@@ -73,7 +74,7 @@ def build() -> RTDetrForObjectDetection:
         decoder_in_channels=[WIDTH] * 3,
         d_model=WIDTH,
         decoder_ffn_dim=2 * WIDTH,
-        decoder_attention_heads=4,
+        decoder_attention_heads=6,
         decoder_n_points=4,
         decoder_layers=3,
         num_queries=50,
@@ -354,6 +355,7 @@ def evaluate(model: RTDetrForObjectDetection, data: Drawn) -> dict[str, float]:
 
 def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
+    disable_progress_bar()
     data = Scenes(drawn(options.data, "train", options.scenes, size=SIDE))
     validation = drawn(options.data, "validation", options.validation, size=SIDE)
     teacher = Teacher(build()).to(memory_format=torch.channels_last)
