@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from muon import MuonWithAdam
+from muon import optimizers
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -186,7 +186,7 @@ class Training:
         self.kodak = load_kodak(options.kodak) if options.kodak else {}
         self.generator = torch.Generator().manual_seed(options.seed)
         self.network = build()
-        self.optimizer = MuonWithAdam(self.network, options.lr)
+        self.optimizers = optimizers(self.network, lr=options.lr, weight_decay=0.01)
         self.codebook: Codebook | None = None
         self.stage, self.step = "learn", 0
         self.errors: list[float] = []
@@ -213,8 +213,18 @@ class Training:
             commitment = (latents - quantized).square().sum(-1).mean()
             codes = latents + (quantized - latents).detach()
         error = (decode(self.network, codes, window) - images).square().mean((1, 2, 3))
-        self.optimizer.step((error + FLOOR).log().mean() + self.options.commitment * commitment, lr)
+        self.move((error + FLOOR).log().mean() + self.options.commitment * commitment, lr)
         self.errors.append(float(error.detach().mean()))
+
+    def move(self, loss: Tensor, lr: float) -> None:
+        """Differentiate `loss` and move by it."""
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
 
     def latents(self, count: int) -> Tensor:
         """Of `count` crops, [P,D]."""
@@ -244,7 +254,7 @@ class Training:
         assert self.codebook is not None
         state = {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "codes": self.codebook.codes,
             "counts": self.codebook.counts,
             "stage": self.stage,
@@ -259,7 +269,8 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.codebook = Codebook(state["codes"], state["counts"])
         self.stage, self.step = state["stage"], state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.generator.set_state(state["generator"])
 
     def export(self, path: Path) -> None:

@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from export.bert_tokenizer import train_tokenizer
 from muon import optimizers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -42,6 +41,7 @@ from training_run import Run
 from transformers import BertTokenizer
 
 from export.architectures import transvg_pp
+from export.bert_tokenizer import train_tokenizer
 
 DRAWN = 256
 SIDE, PATCH, WIDTH, LENGTH = 160, 16, 128, 20
