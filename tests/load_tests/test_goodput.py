@@ -51,7 +51,7 @@ def test_servers_are_started_in_turn_and_recorded(
     monkeypatch.setattr(goodput, "RESULTS", tmp_path)
     monkeypatch.setattr(goodput, "CONTENDERS", {"first": CONTENDERS["vitrine"], "second": CONTENDERS["vitrine, base64"]})
     with pytest.raises(typer.Exit) as ended:
-        main(servers="first,second", seconds=1, repeats=1, first=2, max_steps=1)
+        main(servers="first,second", seconds=1, repeats=1, first=20, max_steps=1)  # at 2 a second, one second in seven is empty
     assert ended.value.exit_code == 1  # one step cannot settle it
     found = json.loads((tmp_path / "goodput.json").read_text())
     assert [[step["requests"] > 0 for step in found["servers"][name]["steps"]] for name in ("first", "second")] == [[True]] * 2
