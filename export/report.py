@@ -26,6 +26,12 @@ _TOLD = (
     *("logits", "probabilities", "agreement", "level", "margin", "codes", "boxes", "scores", "masks"),
     *("strings", "box"),
 )  # ends of the names of the checks that the summary shows
+NEXT: dict[str, str] = {
+    "classify": "classify PHOTO",
+    "detect": "detect PHOTO --output DIR",
+    "ground": "ground PHRASE PHOTO --output FOUND.png",
+    "tokenize": "tokenize PHOTO --output TOKENS.tar",
+}  # by the role of the first engine
 _LONG_PHRASES = {"refuse": "refused", "truncate": "cut off"}
 
 
@@ -74,9 +80,7 @@ def _stages(console: Console) -> Iterator[Listener]:
 
 
 def _next_command(published: Published, request: ExportRequest) -> str:
-    if published.manifest.role != "classify":
-        return f"vitrine models --local --repository {request.repository}"
-    return f"vitrine classify PHOTO --local --repository {request.repository} --model {published.name}"
+    return f"vitrine {NEXT[published.manifest.role]} --local --repository {request.repository} --model {published.name}"
 
 
 def _summary(published: Published) -> Table:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import export.report
 import export.served
+from app.cli import app as vitrine
 from app.decode import ImageInfo, OpenedImage, decode
 from app.manifest import check_hashes, read_entry
 from export.__main__ import app
@@ -239,3 +240,11 @@ def test_without_torch_it_says_what_to_install(call: Callable[..., Result], monk
     result = call("timm/x", "--random-init")
     assert result.exit_code == 2
     assert 'pip install -e ".[export]"' in result.output
+
+
+@pytest.mark.parametrize("role", export.report.NEXT)
+def test_what_to_try_next_is_a_command(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "PHOTO", "PNG")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(vitrine, [*export.report.NEXT[role].split(), "--local", "--repository", ".", "--model", "mine"])
+    assert f"There is no model 'mine'. Models for {role}: none." in result.output
