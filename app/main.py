@@ -33,6 +33,7 @@ from app.compute import make_pool
 from app.decode import DecodeLimits
 from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.golden import check_golden
+from app.heap import keep_freed_memory
 from app.pipeline import Pipeline
 from app.settings import Settings
 from app.tasks import TASKS
@@ -161,6 +162,7 @@ def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: N
     of the settings' address.
     """
     logs.configure(settings.log_level, settings.log_format)
+    keep_freed_memory()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

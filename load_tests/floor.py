@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from app.heap import keep_freed_memory
 from app.settings import available_cpus
 from load_tests.images import PHOTOS, Photo
 from load_tests.loops import speeds
@@ -48,6 +49,7 @@ def measure(model: Model, photos: Sequence[tuple[Photo, float]]) -> list[Floor]:
 class _Classify:
     def __init__(self, settings: dict[str, str]) -> None:
         os.environ.update(settings)
+        keep_freed_memory()
         self.classifier: Any = Classifier()
         self.data = {photo.file: photo.path.read_bytes() for photo in PHOTOS.values()}
 
