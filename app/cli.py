@@ -6,10 +6,7 @@ What a command needs is imported only when that command runs.
 import glob
 import json
 import shlex
-import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -218,7 +215,7 @@ def tokenize(
     found = find_photos(photos)
     with _token_faults(), TokenArchive(output) as archive:
         missing = missing_photos(archive, name_photos(found))
-        with _progress(len(missing)) as advance, _client(url, local, repository) as client:
+        with progress(len(missing)) as advance, _client(url, local, repository) as client:
             failures = tokenize_photos(client, missing, archive, model, advance)
     _report(failures, f"{output}: {len(archive)} photos, {len(missing) - len(failures)} of them new")
 
@@ -243,7 +240,7 @@ def detokenize(
 
     with _token_faults():
         saved = read_saved(file)
-        with _progress(len(saved.records)) as advance, _client(url, local, repository) as client:
+        with progress(len(saved.records)) as advance, _client(url, local, repository) as client:
             restored = restore_images(client, saved, output, model, advance)
     _report(restored.failures, f"{output}: {restored.written} images written, {restored.kept} were there")
 
@@ -310,7 +307,7 @@ def _token_faults() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar on the terminal, and nothing in a pipe or a log; the block is given what moves it on by one."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
@@ -355,8 +352,14 @@ def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]
 
     try:
         if local:
-            with _gateway(_settings(repository=repository, preload=False, repository_poll=0)) as address, Client(address) as client:
-                yield client
+            from app.local_gateway import LocalGatewayError, local_gateway  # noqa: PLC0415
+
+            settings = _settings(repository=repository, preload=False, repository_poll=0)
+            try:
+                with local_gateway(settings) as address, Client(address) as client:
+                    yield client
+            except LocalGatewayError as error:
+                _fail(str(error))
         else:
             with Client(url) as client:
                 yield client
@@ -364,28 +367,6 @@ def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]
         hint = " Start a gateway with `vitrine serve`, or add --local." if error.code == "unreachable" else ""
         request = f" (request {error.request_id})" if error.request_id else ""
         _fail(f"{error.detail}{hint}{request}")
-
-
-@contextmanager
-def _gateway(settings: "Settings") -> Iterator[str]:
-    """A real gateway in a thread of this process, on a free port of this machine that only the block knows of."""
-    import uvicorn  # noqa: PLC0415
-
-    from app.main import create_app  # noqa: PLC0415
-
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                if not thread.is_alive():
-                    _fail("The local gateway did not start.")
-                time.sleep(0.005)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def _classify_each(

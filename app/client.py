@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import httpx2
 from pydantic import Base64Bytes, BeforeValidator, Field, TypeAdapter, ValidationError
@@ -270,6 +271,13 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class ModelDetail(ModelInfo):
+    """One model, with the manifest of the version that was named, else of the one that answers; None when none can."""
+
+    manifest: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class _ModelList:
     data: tuple[ModelInfo, ...]
 
@@ -279,6 +287,7 @@ _DETECTION = TypeAdapter(Detection)
 _GROUNDING = TypeAdapter(Grounding)
 _DETOKENIZATION = TypeAdapter(Detokenization)
 _RECONSTRUCTION = TypeAdapter(Reconstruction)
+_MODEL = TypeAdapter(ModelDetail)
 _MODELS = TypeAdapter(_ModelList)
 _PROBLEM = TypeAdapter(Problem)
 
@@ -400,6 +409,14 @@ class Client:
             ClientError: no answer came.
         """
         return self._call(_MODELS, "GET", "/v1/models").data
+
+    def model(self, name: str) -> ModelDetail:
+        """One model, NAME or NAME@VERSION, with its manifest.
+
+        Raises:
+            ClientError: there is none of that name (code `model_not_found`), or no answer came.
+        """
+        return self._call(_MODEL, "GET", f"/v1/models/{quote(name, safe='@')}")
 
     def ready(self) -> bool:
         """Whether the gateway answers and its default models have computed something."""

@@ -1,23 +1,18 @@
 """Folders of images to a file of tokens and back: the work of `vitrine tokenize` and `vitrine detokenize`."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
+from app.ahead import ahead
 from app.client import PHOTO_FAULTS, Client, ClientError, read_grids
 from app.token_archive import Record, TokenArchive, TokenArchiveError, read_archive
 from app.token_format import MAGIC, TokenGrids
 
 REQUESTS = 4
 """Requests in flight, which is what lets a gateway form batches."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def tokenize_photos(
         return _changed(photo) or 0, client.tokenize(photo, model=model).grids
 
     failures = []
-    for (name, photo), answer in _ahead(lambda item: ask(item[1]), photos.items()):
+    for (name, photo), answer in ahead(lambda item: ask(item[1]), photos.items(), REQUESTS):
         try:
             archive.add(name, *answer.result())
         except ClientError as error:
@@ -118,7 +113,7 @@ def restore_images(client: Client, saved: SavedTokens, directory: Path, model: s
     """
     restored = Restored()
     restore = partial(_restore, client, saved, directory, model)
-    for (name, _), answer in _ahead(restore, _targets(saved.records, directory).items()):
+    for (name, _), answer in ahead(restore, _targets(saved.records, directory).items(), REQUESTS):
         try:
             written, kept = answer.result()
         except ClientError as error:
@@ -195,17 +190,3 @@ def _failure(name: str, error: ClientError) -> Failure:
     if error.code not in PHOTO_FAULTS:
         raise error
     return Failure(name, error.detail)
-
-
-def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, "Future[R]"]]:
-    """The items in order, each with its answer; a few of them are worked on ahead, and those are waited for at the end."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) == REQUESTS:
-                    yield waiting.popleft()
-            yield from waiting
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -1,4 +1,7 @@
-"""The command line: `python -m export timm/convnext_atto.d2_in1k --pretrained`. Exit codes are those of `export/spec.py`."""
+"""The command line: `python -m export timm/convnext_atto.d2_in1k --pretrained`. Exit codes are those of `export/spec.py`.
+
+`python -m export eval MODEL` is a command of its own, in `export/evaluate`.
+"""
 
 import ast
 import sys
@@ -14,7 +17,10 @@ from app.manifest import NAME_PATTERN, Interpolation
 if TYPE_CHECKING:
     from export.spec import ExportRequest
 
-_EPILOG = "Exit codes: 0 published, 1 cannot be exported, 2 wrong usage or a tool is missing, 3 verification failed."
+_EPILOG = (
+    "Exit codes: 0 published, 1 cannot be exported, 2 wrong usage or a tool is missing, 3 verification failed. "
+    "`python -m export eval --help`: measure a published model on your own data."
+)
 _SOURCE = "timm/NAME[.TAG], transformers/PATH_OR_ID, python/FILE.py:factory, onnx/FILE, or a NAME of export/architectures."
 
 _WEIGHTS = "Weights (say which)"
@@ -179,5 +185,16 @@ def read_numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command(epilog=_EPILOG, no_args_is_help=True)(main)
 
+
+def run(arguments: list[str]) -> None:
+    """Export, or `eval`: whose first argument is a model's name, where an export's is a source."""
+    if arguments[:1] == ["eval"]:
+        from export.evaluate.command import app as evaluation  # noqa: PLC0415 -- a gateway, which an export does not start
+
+        evaluation(arguments[1:], prog_name="python -m export eval")
+    else:
+        app(arguments, prog_name="python -m export")
+
+
 if __name__ == "__main__":
-    app(prog_name="python -m export")
+    run(sys.argv[1:])

@@ -3,7 +3,7 @@
     python recipes/measure_accuracy.py --data tiny_imagenet_50.npz --url http://127.0.0.1:8000 --model convnext-50
 
 The archive is that of `convnext_50.py`. Its class names must be the model's labels. With `--record model_repository` the
-figures are written into the manifest of the version that answered.
+figures are written into the manifest of the version that answered. For a folder of images, there is `python -m export eval`.
 """
 
 import argparse
@@ -15,30 +15,29 @@ import numpy as np
 
 from app.client import DEFAULT_URL, Client
 from app.manifest import MANIFEST_FILE, Manifest
+from export.evaluate.classification import Example, measure_classifier
+from export.evaluate.command import Subject, find
+from export.evaluate.measuring import Asking
+from export.evaluate.naming import match
 
-BATCH = 25
 
-
-def validation_images(path: Path) -> Iterator[tuple[bytes, str]]:
-    """Encoded image and class name of every validation image."""
+def validation_images(path: Path) -> Iterator[Example]:
+    """Every validation image with the name of its class."""
     archive = np.load(path)
     data, offsets = archive["data"], archive["offsets"]
     for index in np.flatnonzero(archive["is_val"]):
-        yield data[offsets[index] : offsets[index + 1]].tobytes(), str(archive["names"][archive["label"][index]])
+        photo = data[offsets[index] : offsets[index + 1]].tobytes()
+        yield Example(f"image {index}", photo, str(archive["names"][archive["label"][index]]))
 
 
-def measure(client: Client, examples: list[tuple[bytes, str]], model: str | None) -> tuple[dict[str, float], str, int]:
-    """Top-1 and top-5 accuracy in 0..1, and the model and version that answered."""
-    top1 = top5 = 0
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH]
-        answer = client.classify([image for image, _ in batch], model=model, top_k=5)
-        for item, (_, name) in zip(answer.results, batch, strict=True):
-            labels = [prediction.label for prediction in item.predictions or ()]
-            top1 += labels[:1] == [name]
-            top5 += name in labels
-    figures = {"images": len(examples), "top1": round(top1 / len(examples), 4), "top5": round(top5 / len(examples), 4)}
-    return figures, answer.model, answer.version
+def measure(client: Client, subject: Subject, data: Path) -> dict[str, float]:
+    """The number of images, and top-1 and top-5 accuracy in 0..1."""
+    examples = list(validation_images(data))
+    names = sorted({example.category for example in examples})
+    meaning = match(names, subject.classes, {}, model=subject.name, data=data)
+    measured = measure_classifier(client, examples, meaning, subject.classes.count, Asking(subject.name))
+    assert not measured.failures, measured.failures
+    return {"images": measured.count} | {name: round(value, 4) for name, value in measured.figures.items() if value is not None}
 
 
 def record(version: Path, figures: dict[str, float]) -> None:
@@ -55,14 +54,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--url", default=DEFAULT_URL)
-    parser.add_argument("--model")
+    parser.add_argument("--model", default="convnext-50")
     parser.add_argument("--record", type=Path, metavar="REPOSITORY", help="write the figures into the manifest there")
     options = parser.parse_args()
     with Client(options.url) as client:
-        figures, model, version = measure(client, list(validation_images(options.data)), options.model)
-    print(f"{model}@{version}: {json.dumps(figures)}")
+        subject = find(client, options.model)
+        figures = measure(client, subject, options.data)
+    print(f"{subject.name}: {json.dumps(figures)}")
     if options.record:
-        record(options.record / model / str(version), figures)
+        record(options.record / subject.name.replace("@", "/"), figures)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,15 @@ def model_router(services: Services) -> APIRouter:
     @router.get("/{name}", summary="One model with its manifest", responses={404: {"model": schemas.ProblemResponse}})
     async def model(name: str) -> schemas.ModelDetailResponse:
         await services.catalog.refresh()
-        found = services.catalog.models.get(name)
+        base, at, number = name.partition("@")
+        found = services.catalog.models.get(base)
         if found is None:
-            raise ModelNotFoundError(f"There is no model {name!r}; see /v1/models.", field="name")
-        current = found.current
-        manifest = None if current is None else current.manifest.model_dump(mode="json")
+            raise ModelNotFoundError(f"There is no model {base!r}; see /v1/models.", field="name")
+        named = int(number) if number.isdecimal() else None
+        shown = next((version for version in found.versions if version.number == named), None) if at else found.current
+        if at and shown is None:
+            raise ModelNotFoundError(f"{base} has no version {number!r}; see /v1/models.", field="name")
+        manifest = None if shown is None else shown.manifest.model_dump(mode="json")
         return schemas.ModelDetailResponse(**_row(found, services), manifest=manifest)
 
     return router

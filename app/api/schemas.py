@@ -298,7 +298,7 @@ class ModelsResponse(BaseModel):
 
 
 class ModelDetailResponse(ModelResponse):
-    manifest: dict[str, Any] | None = Field(description="of the version that answers")
+    manifest: dict[str, Any] | None = Field(description="of the version that is named, else of the one that answers")
 
 
 class HealthResponse(BaseModel):

@@ -100,6 +100,19 @@ def test_models(client: Client) -> None:
     assert "missing" in models["broken"].problems[0]
 
 
+def test_one_model_with_its_manifest(client: Client) -> None:
+    newest, first = client.model("colours"), client.model("colours@1")
+    assert (newest.id, newest.task, newest.versions) == ("colours", "classify", (2, 1))
+    assert newest.manifest is not None
+    assert first.manifest is not None
+    assert tuple(newest.manifest["labels"]) == LABELS
+    assert newest.manifest["engine"]["sha256"] != first.manifest["engine"]["sha256"]
+    assert client.model("broken").manifest is None
+    with pytest.raises(ClientError) as error:
+        client.model("no such model?")
+    assert error.value.code == "model_not_found"
+
+
 def test_ready(client: Client) -> None:
     assert client.ready()
 

@@ -54,6 +54,15 @@ def test_detail_carries_the_manifest(client: TestClient) -> None:
     assert document["manifest"]["engine"]["sha256"]
 
 
+def test_detail_of_a_version(client: TestClient, repository: Path) -> None:
+    add_entry(repository, "colours", 2, description="the second")
+    described = {name: client.get(f"/v1/models/{name}").json()["manifest"]["description"] for name in ("colours", "colours@1")}
+    assert described["colours"] == "the second" != described["colours@1"]
+    for name in ("colours@3", "colours@", "colours@x", "colours@1@2"):
+        response = client.get(f"/v1/models/{name}")
+        assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
+
+
 def test_unknown_model(client: TestClient) -> None:
     for name in ("nothing", "..%2Fcolours", "%00"):
         response = client.get(f"/v1/models/{name}")

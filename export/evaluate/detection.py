@@ -1,0 +1,244 @@
+"""Average precision of a detector on images with annotations in COCO's format, as pycocotools computes it."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+
+from app.client import Client, Detection
+from export.evaluate.measuring import Asking, EvaluationError, Failure, Measured, MissingToolError, read_bytes
+from export.evaluate.naming import Classes
+
+MOST = 100
+"""Detections in an image that count, as COCO has it."""
+
+FIGURES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
+"""COCO's twelve, in the order of pycocotools."""
+
+Side = Annotated[FiniteFloat, Field(ge=0)]
+CocoResult = dict[str, Any]
+"""A row of COCO's results: `image_id`, `category_id`, `bbox` (left, top, width, height in pixels) and `score`."""
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    id: int
+    file_name: str
+
+
+@dataclass(frozen=True)
+class CocoCategory:
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CocoAnnotation:
+    """An object: `bbox` is left, top, width, height in pixels; `area` that of the box where it is not given."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[FiniteFloat, FiniteFloat, Side, Side]
+    area: FiniteFloat | None = None
+    iscrowd: int = 0
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """What is needed of a file in COCO's format."""
+
+    images: tuple[CocoImage, ...]
+    annotations: tuple[CocoAnnotation, ...]
+    categories: tuple[CocoCategory, ...]
+
+    def restricted(self, names: Mapping[str, object]) -> "CocoData":
+        """With the categories of these names alone; all images stay."""
+        categories = tuple(category for category in self.categories if category.name in names)
+        ids = {category.id for category in categories}
+        return replace(self, categories=categories, annotations=tuple(one for one in self.annotations if one.category_id in ids))
+
+
+_DATA = TypeAdapter(CocoData)
+
+
+def read_coco(file: Path) -> CocoData:
+    """
+    Raises:
+        EvaluationError: it cannot be read, is no such file, or does not fit together.
+    """
+    try:
+        data = _DATA.validate_json(read_bytes(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise EvaluationError(f"{file} is no file in COCO's format: {where}{': ' if where else ''}{first['msg']}.") from error
+    for what, values in (
+        ("the image id", [image.id for image in data.images]),
+        ("the category id", [category.id for category in data.categories]),
+        ("the category name", [category.name for category in data.categories]),
+    ):
+        if not values:
+            raise EvaluationError(f"{file} has no {'images' if 'image' in what else 'categories'}.")
+        value, times = Counter(values).most_common(1)[0]
+        if times > 1:
+            raise EvaluationError(f"{file} has {what} {value!r} {times} times.")
+    images, categories = {image.id for image in data.images}, {category.id for category in data.categories}
+    for number, one in enumerate(data.annotations):
+        if one.image_id not in images:
+            raise EvaluationError(
+                f"Annotation {number} of {file}, counted from 0, is of the image {one.image_id}, which it does not have."
+            )
+        if one.category_id not in categories:
+            raise EvaluationError(
+                f"Annotation {number} of {file}, counted from 0, is of the category {one.category_id}, which it does not have."
+            )
+    return data
+
+
+def categories_of(data: CocoData, meaning: Mapping[str, frozenset[int]]) -> dict[int, int]:
+    """The category of each class id of the model that means one.
+
+    Raises:
+        EvaluationError: two categories mean the same class, whose detections then could be of either.
+    """
+    found: dict[int, CocoCategory] = {}
+    for category in data.categories:
+        for number in meaning.get(category.name, ()):
+            if number in found:
+                raise EvaluationError(
+                    f"The categories {found[number].name!r} and {category.name!r} both mean class {number} of the model; "
+                    "leave one out with --map, or make them one in the data."
+                )
+            found[number] = category
+    return {number: category.id for number, category in found.items()}
+
+
+def detect(
+    client: Client,
+    data: CocoData,
+    folder: Path,
+    categories: Mapping[int, int],
+    classes: Classes,
+    *,
+    asking: Asking,
+) -> tuple[list[CocoResult], list[Failure]]:
+    """What the model finds in every image, at any score: its best `MOST` of the classes that mean a category.
+
+    Args:
+        folder: where the images lie.
+        categories: ids of categories by class id.
+        classes: of the model.
+
+    Raises:
+        ClientError: something that does not concern one image alone.
+    """
+    labels = classes.labels
+    only = sorted({labels[number] if labels else str(number) for number in categories}) if len(categories) < classes.count else []
+
+    def ask(image: CocoImage) -> Detection:
+        return client.detect(folder / image.file_name, model=asking.model, threshold=0, max_detections=MOST, classes=only)
+
+    results: list[CocoResult] = []
+    failures: list[Failure] = []
+    for image, answer in asking.each(ask, data.images, lambda one: one.file_name, failures):
+        for found in (answer.results[0].detections or ()) if answer else ():
+            left, top, right, bottom = found.box
+            bbox = [left, top, right - left, bottom - top]
+            category = categories[found.class_id]
+            results.append({"image_id": image.id, "category_id": category, "bbox": bbox, "score": found.score})
+    return results, failures
+
+
+def results_json(results: Sequence[CocoResult]) -> str:
+    """COCO's results, a row a line; pycocotools loads them beside the file that was evaluated on."""
+    return "[" + ",\n".join(map(json.dumps, results)) + "]\n"
+
+
+def average_precision(
+    data: CocoData, results: Sequence[CocoResult]
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
+    """COCO's twelve figures, and AP, AP50 and AP75 of each category by its name; None where the data has nothing of the kind.
+
+    Raises:
+        MissingToolError: pycocotools is not installed.
+    """
+    evaluation = _cocoeval()
+    truth = [
+        {"image_id": one.image_id, "category_id": one.category_id, "bbox": list(one.bbox), "iscrowd": one.iscrowd}
+        | {"area": one.bbox[2] * one.bbox[3] if one.area is None else one.area}
+        for one in data.annotations
+    ]
+    found = [result | {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0} for result in results]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
+        run = evaluation(_indexed(data, truth), _indexed(data, found), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    precision = run.eval["precision"]  # [IoU, recall, category, area, detections]
+    names = {category.id: category.name for category in data.categories}
+    groups = {}
+    for row, number in enumerate(run.params.catIds):
+        of_all = precision[:, :, row, 0, -1]
+        groups[names[number]] = {"AP": _mean(of_all), "AP50": _mean(of_all[0]), "AP75": _mean(of_all[5])}
+    return {name: _known(float(value)) for name, value in zip(FIGURES, run.stats, strict=True)}, groups
+
+
+def measure_detector(data: CocoData, results: Sequence[CocoResult], failures: Sequence[Failure]) -> Measured:
+    """The figures of what `detect` gave.
+
+    Raises:
+        MissingToolError: pycocotools is not installed.
+    """
+    figures, groups = average_precision(data, results)
+    return Measured("images", len(data.images), figures, failures, "category", groups)
+
+
+def check_tools() -> None:
+    """
+    Raises:
+        MissingToolError: pycocotools is not installed.
+    """
+    _cocoeval()
+
+
+def _cocoeval() -> Any:
+    try:
+        from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingToolError('pycocotools computes AP and is not installed; pip install -e ".[export]" brings it.') from error
+    return COCOeval
+
+
+def _indexed(data: CocoData, rows: Sequence[dict[str, Any]]) -> Any:
+    """A COCO object of these annotations, numbered from 1 on: pycocotools takes the id 0 for none."""
+    from pycocotools.coco import COCO  # noqa: PLC0415
+
+    coco = COCO()
+    coco.dataset = {
+        "images": [vars(image) for image in data.images],
+        "categories": [vars(category) for category in data.categories],
+        "annotations": [{**row, "id": number} for number, row in enumerate(rows, start=1)],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """Over what is known; -1 says that it is not."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _known(value: float) -> float | None:
+    return None if value < 0 else value
