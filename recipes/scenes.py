@@ -4,7 +4,8 @@
     python recipes/scenes.py --split held-out --count 500 --out scenes --phrases 2
 
 writes `scenes/images/*.png`, `scenes/annotations.json` (COCO's format, one category per kind of shape) and, with `--phrases`,
-`scenes/phrases.jsonl`: one JSON object per line with `image`, `phrase`, `form` and `box` (x0, y0, x1, y1 in pixels).
+`scenes/phrases.jsonl`: one JSON object per line with `image`, `phrase`, `form` and `box` (x0, y0, x1, y1 in pixels). Both are what
+`python -m export eval` takes.
 
 A scene is known by its number and a seed: the same pair gives the same scene, and each split is a range of numbers, so that no
 scene is in two splits. Only arithmetic that IEEE 754 defines exactly and Pillow's integer drawing decide on pixels.

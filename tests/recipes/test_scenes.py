@@ -19,6 +19,10 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from scenes import SPLITS, Picture
 
+from export.evaluate.detection import average_precision, read_coco
+from export.evaluate.grounding import read_phrases
+from export.evaluate.measuring import find_images
+
 ROOT = Path(__file__).parents[2]
 COUNT = 60
 
@@ -296,6 +300,21 @@ def test_the_grounding_file_tells_image_phrase_form_and_box(written: Path) -> No
         x0, y0, x1, y1 = row["box"]
         boxes = [a["bbox"] for a in annotations["annotations"] if a["image_id"] == names[row["image"]]]
         assert [x0, y0, x1 - x0, y1 - y0] in boxes
+
+
+def test_models_can_be_evaluated_on_the_files(written: Path, pictures: list[Picture]) -> None:
+    """Who answers with the truth is told so."""
+    data, said = read_coco(written / "annotations.json"), read_phrases(written / "phrases.jsonl")
+    find_images([image.file_name for image in data.images], written / "images", written / "annotations.json")
+    rows = [
+        {"image_id": one.image_id, "category_id": one.category_id, "bbox": list(one.bbox), "score": 0.9} for one in data.annotations
+    ]
+    assert len(rows) == sum(len(picture.scene.shapes) for picture in pictures[:12])
+    overall, kinds = average_precision(data, rows)
+    assert overall["AP"] == pytest.approx(1)
+    assert set(kinds) == set(scenes.KINDS)
+    assert len(said) == sum(min(3, len(scenes.phrases(picture.scene))) for picture in pictures[:12])
+    assert {one.form for one in said} == set(scenes.FORMS)
 
 
 def test_drawn_scenes_are_kept(tmp_path: Path) -> None:
