@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +50,7 @@ def main(
     results: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what a detector found there, as COCO's results.")
     ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Measure the masks of a detector, too.")] = False,
 ) -> None:
     """Measure a published model on your own data, through the gateway that serves it."""
     out = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -63,7 +64,7 @@ def main(
         renamed = {} if renaming is None else read_renaming(renaming)
         with served(url, repository) as client:
             subject = find(client, model)
-            work = PLANS[subject.task](subject, data, images, renamed, results)
+            work = PLANS[subject.task](subject, Given(data, images, renamed, results, masks))
             with progress(work.count) as advance:
                 measured = work.measure(client, Asking(subject.name, requests, advance))
         if json_file is not None:
@@ -88,6 +89,17 @@ class Subject:
     def classes(self) -> Classes:
         detection = self.manifest.detection
         return Classes(self.manifest.outputs[0].shape[1] if detection is None else detection.classes, self.manifest.labels)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says of the data, and of what is wanted of a detector: a file of `results`, and `masks`."""
+
+    data: Path
+    images: Path | None = None
+    renaming: Renaming = field(default_factory=dict)
+    results: Path | None = None
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,13 +158,12 @@ def find(client: Client, name: str) -> Subject:
     return Subject(f"{found.id}@{version}", found.task, manifest)
 
 
-def _classifier(subject: Subject, data: Path, images: Path | None, renaming: Renaming, results: Path | None) -> Work:
-    _only_for_detectors(subject, results)
-    if images is not None:
+def _classifier(subject: Subject, given: Given) -> Work:
+    _is_no_detector(subject, given)
+    if given.images is not None:
         raise EvaluationError(f"{subject.name} is a classifier: --data is the folder with its images, and --images says nothing.")
-    examples = classification.read_folder(data)
-    names = [*dict.fromkeys(example.category for example in examples)]
-    meaning = match(names, subject.classes, renaming, model=subject.name, data=data)
+    examples = classification.read_folder(given.data)
+    meaning = _meaning([*dict.fromkeys(example.category for example in examples)], subject, given)
     wanted = [example for example in examples if example.category in meaning]
 
     def measure(client: Client, asking: Asking) -> Measured:
@@ -161,42 +172,44 @@ def _classifier(subject: Subject, data: Path, images: Path | None, renaming: Ren
     return Work(len(wanted), measure)
 
 
-def _detector(subject: Subject, data: Path, images: Path | None, renaming: Renaming, results: Path | None) -> Work:
+def _detector(subject: Subject, given: Given) -> Work:
     detection.check_tools()
-    _needs_file(subject, data, "a JSON file in COCO's format")
-    folder = images or data.parent
-    coco = detection.read_coco(data)
-    names = [category.name for category in coco.categories]
-    meaning = match(names, subject.classes, renaming, model=subject.name, data=data)
-    coco = coco.restricted(meaning)
-    categories = detection.categories_of(coco, meaning)
-    find_images([image.file_name for image in coco.images], folder, data)
+    if given.masks and (subject.manifest.detection is None or subject.manifest.detection.masks is None):
+        raise EvaluationError(f"{subject.name} has no masks.")
+    _needs_file(subject, given.data, "a JSON file in COCO's format")
+    whole = detection.read_coco(given.data)
+    meaning = _meaning([category.name for category in whole.categories], subject, given)
+    data, folder = whole.restricted(meaning), given.images or given.data.parent
+    categories = detection.categories_of(data, meaning)
+    find_images([image.file_name for image in data.images], folder, given.data)
+    if given.masks:
+        detection.check_masks(data, given.data)
 
     def measure(client: Client, asking: Asking) -> Measured:
-        found, failures = detection.detect(client, coco, folder, categories, subject.classes, asking=asking)
-        if results is not None:
-            _write(results, detection.results_json(found))
-        return detection.measure_detector(coco, found, failures)
+        found, failures = detection.detect(client, data, folder, categories, subject.classes, asking=asking, masks=given.masks)
+        if given.results is not None:
+            _write(given.results, detection.results_json(found))
+        return detection.measure_detector(data, found, failures, masks=given.masks)
 
-    return Work(len(coco.images), measure)
+    return Work(len(data.images), measure)
 
 
-def _grounder(subject: Subject, data: Path, images: Path | None, renaming: Renaming, results: Path | None) -> Work:
-    _only_for_detectors(subject, results)
-    if renaming:
+def _grounder(subject: Subject, given: Given) -> Work:
+    _is_no_detector(subject, given)
+    if given.renaming:
         raise EvaluationError(f"{subject.name} has no classes, so --map says nothing.")
-    _needs_file(subject, data, "JSON, or JSON lines, of images, phrases and boxes")
-    examples, folder = grounding.read_phrases(data), images or data.parent
-    find_images([example.image for example in examples], folder, data)
+    _needs_file(subject, given.data, "JSON, or JSON lines, of images, phrases and boxes")
+    examples, folder = grounding.read_phrases(given.data), given.images or given.data.parent
+    find_images([example.image for example in examples], folder, given.data)
     return Work(len(examples), lambda client, asking: grounding.measure_grounder(client, examples, folder, asking))
 
 
-PLANS: dict[str, Callable[[Subject, Path, Path | None, Renaming, Path | None], Work]] = {
-    "classify": _classifier,
-    "detect": _detector,
-    "ground": _grounder,
-}
+PLANS: dict[str, Callable[[Subject, Given], Work]] = {"classify": _classifier, "detect": _detector, "ground": _grounder}
 """What is to be done for a model of each task."""
+
+
+def _meaning(names: list[str], subject: Subject, given: Given) -> dict[str, frozenset[int]]:
+    return match(names, subject.classes, given.renaming, model=subject.name, data=given.data)
 
 
 def _needs_file(subject: Subject, data: Path, what: str) -> None:
@@ -204,9 +217,9 @@ def _needs_file(subject: Subject, data: Path, what: str) -> None:
         raise EvaluationError(f"{subject.name} is a model for {subject.task}: --data is {what}, and {data} is a folder.")
 
 
-def _only_for_detectors(subject: Subject, results: Path | None) -> None:
-    if results is not None:
-        raise EvaluationError(f"--results writes what a detector found, and {subject.name} is a model for {subject.task}.")
+def _is_no_detector(subject: Subject, given: Given) -> None:
+    for flag in (["--results"] if given.results is not None else []) + (["--masks"] if given.masks else []):
+        raise EvaluationError(f"{flag} is for detectors, and {subject.name} is a model for {subject.task}.")
 
 
 def _write(file: Path, text: str) -> None:

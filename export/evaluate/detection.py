@@ -1,4 +1,4 @@
-"""Average precision of a detector on images with annotations in COCO's format, as pycocotools computes it."""
+"""Average precision of a detector, of its boxes and masks, on data in COCO's format, as pycocotools computes it."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,20 @@ FIGURES = (
 
 Side = Annotated[FiniteFloat, Field(ge=0)]
 CocoResult = dict[str, Any]
-"""A row of COCO's results: `image_id`, `category_id`, `bbox` (left, top, width, height in pixels) and `score`."""
+"""A row of COCO's results: `image_id`, `category_id`, `bbox` (left, top, width, height), `score`, and of masks `segmentation`."""
+
+Kind = Literal["bbox", "segm"]
+"""What is compared: boxes, or masks."""
 
 
 @dataclass(frozen=True)
 class CocoImage:
+    """`height` and `width` in pixels, which masks need."""
+
     id: int
     file_name: str
+    height: int | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,17 @@ class CocoCategory:
 
 @dataclass(frozen=True)
 class CocoAnnotation:
-    """An object: `bbox` is left, top, width, height in pixels; `area` that of the box where it is not given."""
+    """An object: `bbox` is left, top, width, height in pixels; `area` that of the box where it is not given.
+
+    `segmentation`, which only masks need: polygons, or run lengths.
+    """
 
     image_id: int
     category_id: int
     bbox: tuple[FiniteFloat, FiniteFloat, Side, Side]
     area: FiniteFloat | None = None
     iscrowd: int = 0
+    segmentation: Any = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,16 @@ class CocoData:
         return replace(self, categories=categories, annotations=tuple(one for one in self.annotations if one.category_id in ids))
 
 
+@dataclass(frozen=True)
+class _RunLengths:
+    size: tuple[int, int]
+    counts: str | list[int]
+
+
 _DATA = TypeAdapter(CocoData)
+_SEGMENTATION: TypeAdapter[Any] = TypeAdapter(
+    Annotated[list[Annotated[list[FiniteFloat], Field(min_length=6)]], Field(min_length=1)] | _RunLengths
+)
 
 
 def read_coco(file: Path) -> CocoData:
@@ -106,6 +126,22 @@ def read_coco(file: Path) -> CocoData:
     return data
 
 
+def check_masks(data: CocoData, file: Path) -> None:
+    """
+    Raises:
+        EvaluationError: an object has no mask that can be read, or an image has no size.
+    """
+    if any(image.height is None or image.width is None for image in data.images):
+        raise EvaluationError(f"Masks need the height and width of every image, and {file} does not have them.")
+    for one in data.annotations:
+        try:
+            _SEGMENTATION.validate_python(one.segmentation)
+        except ValidationError as error:
+            raise EvaluationError(
+                f"An annotation of the image {one.image_id} in {file} has no mask: a segmentation of polygons or run lengths."
+            ) from error
+
+
 def categories_of(data: CocoData, meaning: Mapping[str, frozenset[int]]) -> dict[int, int]:
     """The category of each class id of the model that means one.
 
@@ -132,6 +168,7 @@ def detect(
     classes: Classes,
     *,
     asking: Asking,
+    masks: bool = False,
 ) -> tuple[list[CocoResult], list[Failure]]:
     """What the model finds in every image, at any score: its best `MOST` of the classes that mean a category.
 
@@ -139,6 +176,7 @@ def detect(
         folder: where the images lie.
         categories: ids of categories by class id.
         classes: of the model.
+        masks: whether masks are asked for, too.
 
     Raises:
         ClientError: something that does not concern one image alone.
@@ -147,7 +185,9 @@ def detect(
     only = sorted({labels[number] if labels else str(number) for number in categories}) if len(categories) < classes.count else []
 
     def ask(image: CocoImage) -> Detection:
-        return client.detect(folder / image.file_name, model=asking.model, threshold=0, max_detections=MOST, classes=only)
+        return client.detect(
+            folder / image.file_name, model=asking.model, threshold=0, max_detections=MOST, classes=only, masks=masks
+        )
 
     results: list[CocoResult] = []
     failures: list[Failure] = []
@@ -156,7 +196,8 @@ def detect(
             left, top, right, bottom = found.box
             bbox = [left, top, right - left, bottom - top]
             category = categories[found.class_id]
-            results.append({"image_id": image.id, "category_id": category, "bbox": bbox, "score": found.score})
+            mask = {} if found.mask is None else {"segmentation": vars(found.mask)}
+            results.append({"image_id": image.id, "category_id": category, "bbox": bbox, "score": found.score, **mask})
     return results, failures
 
 
@@ -166,7 +207,7 @@ def results_json(results: Sequence[CocoResult]) -> str:
 
 
 def average_precision(
-    data: CocoData, results: Sequence[CocoResult]
+    data: CocoData, results: Sequence[CocoResult], kind: Kind = "bbox"
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
     """COCO's twelve figures, and AP, AP50 and AP75 of each category by its name; None where the data has nothing of the kind.
 
@@ -176,12 +217,12 @@ def average_precision(
     evaluation = _cocoeval()
     truth = [
         {"image_id": one.image_id, "category_id": one.category_id, "bbox": list(one.bbox), "iscrowd": one.iscrowd}
-        | {"area": one.bbox[2] * one.bbox[3] if one.area is None else one.area}
+        | {"area": one.bbox[2] * one.bbox[3] if one.area is None else one.area, "segmentation": one.segmentation}
         for one in data.annotations
     ]
-    found = [result | {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0} for result in results]
+    found = [result | {"area": _area(result, kind), "iscrowd": 0} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
-        run = evaluation(_indexed(data, truth), _indexed(data, found), "bbox")
+        run = evaluation(_indexed(data, truth), _indexed(data, found), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -194,13 +235,19 @@ def average_precision(
     return {name: _known(float(value)) for name, value in zip(FIGURES, run.stats, strict=True)}, groups
 
 
-def measure_detector(data: CocoData, results: Sequence[CocoResult], failures: Sequence[Failure]) -> Measured:
-    """The figures of what `detect` gave.
+def measure_detector(
+    data: CocoData, results: Sequence[CocoResult], failures: Sequence[Failure], *, masks: bool = False
+) -> Measured:
+    """The figures of what `detect` gave; those of masks begin with `mask_`.
 
     Raises:
         MissingToolError: pycocotools is not installed.
     """
     figures, groups = average_precision(data, results)
+    if masks:
+        overall, by_category = average_precision(data, results, "segm")
+        figures |= _of_masks(overall)
+        groups = {name: row | _of_masks(by_category[name]) for name, row in groups.items()}
     return Measured("images", len(data.images), figures, failures, "category", groups)
 
 
@@ -232,6 +279,19 @@ def _indexed(data: CocoData, rows: Sequence[dict[str, Any]]) -> Any:
     }
     coco.createIndex()
     return coco
+
+
+def _area(result: CocoResult, kind: Kind) -> float:
+    """In pixels, of what is compared."""
+    if kind == "bbox":
+        return float(result["bbox"][2] * result["bbox"][3])
+    from pycocotools import mask  # noqa: PLC0415
+
+    return float(mask.area(result["segmentation"]))
+
+
+def _of_masks(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {f"mask_{name}": value for name, value in figures.items()}
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

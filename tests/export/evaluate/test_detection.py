@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from app.client import Client
 from export.evaluate.detection import (
     FIGURES,
     CocoAnnotation,
@@ -159,6 +162,41 @@ def test_the_images_lie_beside_the_data_unless_it_is_said(figures: Figures, tmp_
     (tmp_path / "data.json").write_text(json.dumps(document((0, CIRCLE), names=("circle",), images=1)))
     paint(tmp_path / "0.png")
     assert figures("shapes", "--data", tmp_path / "data.json")["figures"]["AP"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0 under NumPy 2
+def test_masks_are_measured_beside_boxes(url: str, figures: Figures, write: Callable[[Any], Path], tmp_path: Path) -> None:
+    """The truth is the model's own mask of the circle, and of the square the whole box: a polygon that the spot fills in part."""
+    described = document((0, CIRCLE), (1, SQUARE))
+    write(described)
+    with Client(url) as client:
+        first, second, _ = (
+            client.detect(tmp_path / "images/0.png", model="masked", threshold=0, masks=True).results[0].detections or ()
+        )
+    left, top, right, bottom = FOUND[1]
+    segmentations = [vars(first.mask), [[left, top, right, top, right, bottom, left, bottom]]]
+    for annotation in described["annotations"]:
+        annotation["segmentation"] = segmentations[annotation["category_id"] == 39]
+    filled = mask.area(vars(second.mask)) / (SQUARE[2] * SQUARE[3])
+    assert 0.1 < filled < 0.95
+    command = ("masked", "--data", write(described), "--images", tmp_path / "images", "--results", tmp_path / "results.json")
+    told = figures(*command, "--masks")
+    assert told["figures"]["AP"] == 1
+    assert told["by_category"]["circle"]["mask_AP"] == 1
+    assert told["by_category"]["Square"]["mask_AP"] == pytest.approx(sum(filled >= t for t in np.arange(0.5, 1, 0.05)) / 10)
+    assert {*told["figures"]} == {*FIGURES, *(f"mask_{name}" for name in FIGURES)}
+    assert {*json.loads((tmp_path / "results.json").read_text())[0]} == {"image_id", "category_id", "bbox", "score", "segmentation"}
+
+
+def test_masks_that_are_not_there(ask: Ask, write: Callable[[Any], Path], tmp_path: Path) -> None:
+    described = document((0, CIRCLE), (1, SQUARE))
+    command = ("--data", write(described), "--images", tmp_path / "images", "--masks")
+    assert is_one_sentence(ask("shapes", *command), "shapes@1 has no masks")
+    assert is_one_sentence(ask("masked", *command), "of the image 100")
+    for image in described["images"]:
+        del image["width"]
+    write(described)
+    assert is_one_sentence(ask("masked", *command), "Masks need the height and width")
 
 
 def test_no_object_is_found() -> None:

@@ -102,7 +102,8 @@ def test_what_says_nothing_of_grounding_is_refused(ask: Ask, tmp_path: Path) -> 
     (tmp_path / "phrases.jsonl").write_text(lines(said("red", POINTED)))
     command = ("phrases", "--data", tmp_path / "phrases.jsonl")
     assert is_one_sentence(ask(*command, "--map", tmp_path / "map.json"), "has no classes")
-    assert is_one_sentence(ask(*command, "--results", tmp_path / "out.json"), "is a model for ground")
+    assert is_one_sentence(ask(*command, "--results", tmp_path / "out.json"), "--results is for detectors")
+    assert is_one_sentence(ask(*command, "--masks"), "--masks is for detectors, and phrases@1 is a model for ground")
 
 
 def test_overlap_is_shared_area_by_joint_area() -> None:
