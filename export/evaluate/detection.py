@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
-from app.client import Client, Detection
+from app.client import Client, DetectedObject, Detection
 from export.evaluate.measuring import Asking, EvaluationError, Failure, Measured, MissingToolError, read_bytes
 from export.evaluate.naming import Classes
 
@@ -181,8 +181,7 @@ def detect(
     Raises:
         ClientError: something that does not concern one image alone.
     """
-    labels = classes.labels
-    only = sorted({labels[number] if labels else str(number) for number in categories}) if len(categories) < classes.count else []
+    only = [classes.asked(number) for number in sorted(categories)] if len(categories) < classes.count else []
 
     def ask(image: CocoImage) -> Detection:
         return client.detect(
@@ -192,13 +191,15 @@ def detect(
     results: list[CocoResult] = []
     failures: list[Failure] = []
     for image, answer in asking.each(ask, data.images, lambda one: one.file_name, failures):
-        for found in (answer.results[0].detections or ()) if answer else ():
-            left, top, right, bottom = found.box
-            bbox = [left, top, right - left, bottom - top]
-            category = categories[found.class_id]
-            mask = {} if found.mask is None else {"segmentation": vars(found.mask)}
-            results.append({"image_id": image.id, "category_id": category, "bbox": bbox, "score": found.score, **mask})
+        given = (answer.results[0].detections or ()) if answer else ()
+        results += [_result(image, categories[found.class_id], found) for found in given if found.class_id in categories]
     return results, failures
+
+
+def _result(image: CocoImage, category: int, found: DetectedObject) -> CocoResult:
+    left, top, right, bottom = found.box
+    row = {"image_id": image.id, "category_id": category, "bbox": [left, top, right - left, bottom - top], "score": found.score}
+    return row if found.mask is None else row | {"segmentation": vars(found.mask)}
 
 
 def results_json(results: Sequence[CocoResult]) -> str:

@@ -28,6 +28,10 @@ class Classes:
             return frozenset((int(name),))
         return alike
 
+    def asked(self, number: int) -> str:
+        """How a gateway is asked for this class: by its id, or by its label where the id is the label of any."""
+        return self.labels[number] if str(number) in self.labels else str(number)
+
 
 SHOWN = 8
 _RENAMING: TypeAdapter[Renaming] = TypeAdapter(dict[str, str | list[str] | None])

@@ -51,7 +51,7 @@ def test_as_a_process_without_a_gateway_and_without_torch(repository: Path, pict
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("nothing", "There is no model nothing; models to evaluate are: colours, masked, phrases, shapes, unnamed."),
+        ("nothing", "There is no model nothing; models to evaluate are: colours, masked, phrases, shapes, twins, unnamed."),
         ("colours@7", "There is no model colours@7"),
         ("no/thing?", "There is no model no/thing?"),
         (tokenizer_repository.NAME, "there are measures for classify, detect, ground"),

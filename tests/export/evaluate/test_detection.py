@@ -139,6 +139,13 @@ def test_a_model_without_labels_has_ids(figures: Figures, write: Callable[[Any],
     assert figures("unnamed", "--data", data, "--images", tmp_path / "images")["figures"]["AP"] == 1
 
 
+def test_labels_that_are_nearly_the_same_or_numbers(figures: Figures, write: Callable[[Any], Path], tmp_path: Path) -> None:
+    """Of `Cup`, `cup` and `0`, whose id is 2: a `cup` of a higher score is no false `Cup`."""
+    data = write(document((0, CIRCLE), (1, xywh(FOUND[2])), names=("Cup", "0")))
+    told = figures("twins", "--data", data, "--images", tmp_path / "images")
+    assert {name: row["AP"] for name, row in told["by_category"].items()} == {"Cup": 1, "0": 1}
+
+
 def test_images_without_an_answer_are_told_and_count(ask: Ask, write: Callable[[Any], Path], tmp_path: Path) -> None:
     """One of four is missing, one is broken, and one makes the engine fail: a quarter of the objects is found."""
     data = write(document((0, CIRCLE), (1, SQUARE), images=4))
