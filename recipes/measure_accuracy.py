@@ -16,9 +16,9 @@ import numpy as np
 from app.client import DEFAULT_URL, Client
 from app.manifest import MANIFEST_FILE, Manifest
 from export.evaluate.classification import Example, measure_classifier
-from export.evaluate.command import Subject, find
 from export.evaluate.measuring import Asking
 from export.evaluate.naming import match
+from export.evaluate.plans import Subject, find
 
 
 def validation_images(path: Path) -> Iterator[Example]:

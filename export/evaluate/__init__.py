@@ -1,4 +1,4 @@
 """How good a published model is on data of one's own, measured through what serves it: `python -m export eval`.
 
-`command.py` is read first. Nothing here knows torch or the exporter: a model is what its gateway answers.
+`plans.py` is read first. Nothing here knows torch or the exporter: a model is what its gateway answers.
 """

@@ -102,6 +102,17 @@ def read_bytes(file: Path) -> bytes:
         raise EvaluationError(f"{file} cannot be read: {error.strerror}.") from error
 
 
+def write(file: Path, text: str) -> None:
+    """
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be written: {error.strerror}.") from error
+
+
 def find_images(names: Sequence[str], folder: Path, data: Path) -> None:
     """Check that data speaks of images in `folder`; which of them are missing is seen when they are asked for.
 

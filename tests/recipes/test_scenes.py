@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from scenes import SPLITS, Picture
 
-from export.evaluate.detection import average_precision, read_coco
+from export.evaluate.coco import read_coco
+from export.evaluate.detection import average_precision
 from export.evaluate.grounding import read_phrases
 from export.evaluate.measuring import find_images
 

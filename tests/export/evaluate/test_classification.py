@@ -10,8 +10,9 @@ from click.testing import Result
 from PIL import Image, ImageOps
 
 from export.evaluate.classification import measure_classifier, read_folder
-from export.evaluate.command import find, served
+from export.evaluate.command import served
 from export.evaluate.measuring import Asking
+from export.evaluate.plans import find
 from tests.export.evaluate.conftest import is_one_sentence, paint
 
 ROOT = Path(__file__).parents[3]

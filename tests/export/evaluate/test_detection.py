@@ -15,16 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from app.client import Client
-from export.evaluate.detection import (
-    FIGURES,
-    CocoAnnotation,
-    CocoCategory,
-    CocoData,
-    CocoImage,
-    average_precision,
-    categories_of,
-    read_coco,
-)
+from export.evaluate.coco import CocoAnnotation, CocoCategory, CocoData, CocoImage, read_coco
+from export.evaluate.detection import FIGURES, average_precision, categories_of
 from export.evaluate.measuring import EvaluationError
 from tests.export.evaluate.conftest import FOUND, is_one_sentence, paint
 
