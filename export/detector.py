@@ -1,6 +1,7 @@
 """What every detector is to an export: queries, each with logits of the classes and a box, and the choice of the best of them."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ class Queries(NamedTuple):
     """What a detector says of every query, before any is chosen.
 
     `logits` float32 [B,Q,K]; `boxes` float32 [B,Q,4], xyxy in shares of the frame; `masks` float32 [B,Q,coefficients], or None.
+    `proposals` float32 [B,S]: how likely each place of the image looked, where the queries start from the Q likeliest; else None.
     """
 
     logits: Tensor
     boxes: Tensor
     masks: Tensor | None = None
+    proposals: Tensor | None = None
 
 
 class Detections(NamedTuple):
@@ -33,12 +36,14 @@ class Detector(nn.Module, ABC):
 
     `score` says what becomes of the logits. `sigmoid`: a row is a pair of query and class, and one query may give several;
     `softmax`: a row is a query with its likeliest class, the last logit being that of `no object`. `rows` is how many are given
-    (of `softmax`: as many as there are queries). `content`: the network wants to be told where padding begins.
+    (of `softmax`: as many as there are queries). `content`: the network wants to be told where padding begins. `proposes`: queries
+    start from places that the network itself proposes.
     """
 
     score: Literal["sigmoid", "softmax"]
     rows: int
     content: bool
+    proposes: bool = False
     mask_coefficients: MaskCoefficients | None = None
 
     @abstractmethod
@@ -52,6 +57,15 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Tensor, frame: tuple[int, int], content: Tensor | None) -> Queries:
         """What `encode` gives -> every query; `frame` is height and width. Stays float32, since boxes need their places exactly."""
+
+    def starting_at(self, places: Tensor) -> AbstractContextManager[None]:
+        """Within, the queries start from `places` int64 [B,Q] of the proposals, in this order, whatever looks likeliest.
+
+        Places that look alike change order with the last bit of a score. Verification takes the engine's choice for given, once
+        all its proposals are those of torch, and then compares query by query. What is told of proposals meanwhile is their rank.
+        A network that proposes nothing has no choice.
+        """
+        return nullcontext()
 
     def detect(self, images: Tensor, content: Tensor | None) -> Queries:
         """Both, one after the other."""

@@ -12,7 +12,7 @@ from export.spec import Fused, Interface, LoadedDetector
 
 
 class Detect(nn.Module):
-    """image, content -> boxes, scores, classes [, masks]; then scores, boxes [, masks] of every query, and their features."""
+    """image, content -> boxes, scores, classes [, masks]; of every query scores, boxes [, masks], [proposals]; all features."""
 
     def __init__(self, network: Detector, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Detect(nn.Module):
         queries = self.network.decode(features, self.frame, content)
         scores = self.network.scores(queries.logits)
         chosen = self.network.choose(queries, scores)
-        inner = (scores, queries.boxes, queries.masks, features)
+        inner = (scores, queries.boxes, queries.masks, queries.proposals, features)
         return tuple(tensor for tensor in (*chosen, *inner) if tensor is not None)
 
 
@@ -69,7 +69,8 @@ def _inner(loaded: LoadedDetector) -> tuple[TensorSpec, ...]:
     detection, queries = loaded.detection, -1
     masks = [] if detection.masks is None else [_tensor("query_masks", "float32", queries, detection.masks.count)]
     scores = _tensor("query_scores", "float32", queries, detection.classes)
-    return scores, _tensor("query_boxes", "float32", queries, 4), *masks
+    proposals = [_tensor("proposals", "float32", queries)] if loaded.network.proposes else []
+    return scores, _tensor("query_boxes", "float32", queries, 4), *masks, *proposals
 
 
 def _tensor(name: str, dtype: DType, *shape: int) -> TensorSpec:

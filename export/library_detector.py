@@ -1,5 +1,7 @@
-"""A detector of transformers as one of ours: DETR and its kin, and YOLOS."""
+"""A detector of transformers as one of ours: DETR and its kin, RT-DETR and YOLOS."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,3 +63,36 @@ def _has_no_object(library: Any) -> bool:
     classes: int = library.config.num_labels
     heads = [module for name, module in library.named_modules() if "class" in name and isinstance(module, nn.Linear)]
     return bool(heads) and heads[-1].out_features == classes + 1
+
+
+class ProposingDetector(LibraryDetector):
+    """RT-DETR: its queries start from the likeliest places of the encoder's maps, and its rows are as many as its queries."""
+
+    proposes = True
+
+    def __init__(self, library: Any, *, frame: tuple[int, int]) -> None:
+        super().__init__(library, content=False, frame=frame)
+        self.queries = self.rows = _count_queries(library.config)
+
+    def encode(self, images: Tensor, content: Tensor | None) -> Tensor:
+        """[B,Q * (K + 4) + S]: logits and boxes of the queries, then all proposals."""
+        answer = self.library(pixel_values=images)
+        queries = torch.cat([answer.logits, answer.pred_boxes], -1)
+        return torch.cat([queries.flatten(1), answer.enc_outputs_class.max(-1).values], 1)
+
+    def decode(self, features: Tensor, frame: tuple[int, int], content: Tensor | None) -> Queries:
+        width = self.library.config.num_labels + 4
+        queries, proposals = features[:, : self.queries * width], features[:, self.queries * width :]
+        return super().decode(queries.reshape(-1, self.queries, width), frame, content)._replace(proposals=proposals)
+
+    @contextmanager
+    def starting_at(self, places: Tensor) -> Iterator[None]:
+        def rank(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            ranks = torch.arange(self.queries, 0, -1, device=output.device).to(output).expand_as(places)
+            return torch.zeros_like(output[..., 0]).scatter(1, places, ranks).unsqueeze(-1)
+
+        hook = self.library.model.enc_score_head.register_forward_hook(rank)
+        try:
+            yield
+        finally:
+            hook.remove()

@@ -25,9 +25,11 @@ from export.row_agreement import (
     SENSITIVITY,
     TOLERANCES,
     Told,
+    at_same_places,
     box_distance,
     compare_queries,
     compare_rows,
+    proposal_distance,
     score_distance,
 )
 from export.runner import Run, open_tensors
@@ -110,15 +112,18 @@ class _Verifier:
         by_batch = {batch: ask_all(run, self._inputs(self.frames), batch) for batch in self.batches}
         for batch, served in by_batch.items():
             what = f"engine, batch {batch}"
+            reference = self.on_frames
             if "query_boxes" in served:
-                yield from compare_queries(what, _told(served), self.on_frames, self.tolerance)
-            yield from compare_rows(what, served, self.on_frames, self.network, self.tolerance)
+                reference = self._starting(self.on_frames, self.frames, self.content, _told(served).starts)
+                yield from compare_queries(what, _told(served), reference, self.tolerance)
+            yield from compare_rows(what, served, reference, self.network, self.tolerance)
         alone = by_batch[1]
         if "query_boxes" not in alone:
             return
         told = _told(alone)
         for batch in self.batches[1:]:
-            yield from compare_queries(f"alone and in a batch of {batch}", _told(by_batch[batch]), told, self.tolerance)
+            pair = at_same_places(_told(by_batch[batch]), told)
+            yield from compare_queries(f"alone and in a batch of {batch}", *pair, self.tolerance)
         yield from self._path(told)
         neighbours = box_distance(told.boxes, np.roll(told.boxes, 1, axis=1))
         yield at_least("engine: distance of neighbouring boxes", np.median(neighbours), DISTINCT, "of the frame")
@@ -139,10 +144,14 @@ class _Verifier:
 
     def _path(self, told: Told) -> Iterator[Check]:
         """The whole served path: the median query of the image that moves most."""
-        boxes = np.median(box_distance(told.boxes, self.on_expected.boxes), axis=1).max()
-        scores = np.median(score_distance(told.scores, self.on_expected.scores), axis=1).max()
+        expected = self._starting(self.on_expected, self.expected, self.expected_content, told.starts)
+        boxes = np.median(box_distance(told.boxes, expected.boxes), axis=1).max()
+        scores = np.median(score_distance(told.scores, expected.scores), axis=1).max()
         yield at_most("served path: query boxes", boxes, self.tolerance.path_box, "of the frame")
         yield at_most("served path: query scores", scores, self.tolerance.path_score)
+        if told.proposals is not None and expected.proposals is not None:
+            proposals = np.median(proposal_distance(told.proposals, expected.proposals, expected.proposals), axis=1).max()
+            yield at_most("served path: proposals", proposals, self.tolerance.path_score, "of their spread")
 
     def _sight(self, run: Run, told: Told) -> Iterator[Check]:
         """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
@@ -167,11 +176,20 @@ class _Verifier:
         boxes, scores = box_distance(told.boxes, other.boxes), score_distance(told.scores, other.scores)
         yield at_least(f"{what}: query boxes", np.median(boxes), SENSITIVITY * self.tolerance.box, "of the frame")
         yield at_least(f"{what}: query scores", np.median(scores), SENSITIVITY * self.tolerance.score)
+        if told.proposals is not None and other.proposals is not None:
+            proposals = np.median(proposal_distance(told.proposals, other.proposals, told.proposals))
+            yield at_least(f"{what}: proposals", proposals, SENSITIVITY * self.tolerance.score, "of their spread")
 
-    def _ask_network(self, frames: Frames, content: NDArray[np.int32]) -> Told:
+    def _starting(self, told: Told, frames: Frames, content: NDArray[np.int32], starts: NDArray[Any] | None) -> Told:
+        """`told` as the network tells it of `frames` with its queries starting at `starts`; its proposals stay its own."""
+        if starts is None or (told.starts is not None and np.array_equal(told.starts, starts)):
+            return told
+        return replace(self._ask_network(frames, content, starts), proposals=told.proposals)
+
+    def _ask_network(self, frames: Frames, content: NDArray[np.int32], starts: NDArray[Any] | None = None) -> Told:
         given = torch.from_numpy(content) if "content" in self.names else None
         with torch.inference_mode():
-            return Told.of(self.network, image_tensor(torch.from_numpy(frames), self.preprocessing), given)
+            return Told.of(self.network, image_tensor(torch.from_numpy(frames), self.preprocessing), given, starts)
 
     def _inputs(self, frames: Frames, content: NDArray[np.int32] | None = None) -> Arrays:
         inputs: Arrays = {"image": frames, "content": self.content if content is None else content}
@@ -179,4 +197,4 @@ class _Verifier:
 
 
 def _told(served: Mapping[str, NDArray[Any]]) -> Told:
-    return Told(served["query_scores"], served["query_boxes"], served.get("query_masks"))
+    return Told(served["query_scores"], served["query_boxes"], served.get("query_masks"), served.get("proposals"))

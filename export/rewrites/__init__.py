@@ -11,6 +11,7 @@ from export.rewrites.detr import PLAIN_MASKS
 from export.rewrites.explicit_attention import EXPLICIT_ATTENTION
 from export.rewrites.global_mean import GLOBAL_MEAN
 from export.rewrites.hiera import GATHERED_UNROLL
+from export.rewrites.rt_detr import ANY_BATCH
 from export.rewrites.volo import ONE_HOT_OUTLOOK
 from export.rewrites.yolos import BAKED_TABLES
 
@@ -25,6 +26,7 @@ REWRITES: tuple[Rewrite, ...] = (
     GATHERED_ATTENTION,
     PLAIN_MASKS,
     BAKED_TABLES,
+    ANY_BATCH,
 )
 
 

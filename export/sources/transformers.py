@@ -12,7 +12,7 @@ from app.manifest import Preprocessing, Source
 from export.dry_run import count_classes, measure_detector
 from export.informative import informative_detector, informative_weights
 from export.labels import choose_labels
-from export.library_detector import LibraryDetector
+from export.library_detector import LibraryDetector, ProposingDetector
 from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
 from export.rewrites.deformable import GATHERED_ATTENTION
@@ -31,6 +31,7 @@ from export.weights import load_weights, read_checkpoint
 
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
 _STRETCHED = ("rt_detr", "rt_detr_v2", "d_fine")  # they take a mask and never look at it
+_PROPOSING = ("rt_detr",)
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -97,7 +98,12 @@ def _load_detector(transformers: Any, request: ExportRequest, identifier: str, c
         )
     content = "pixel_mask" in inspect.signature(library.forward).parameters and config.model_type not in _STRETCHED
     preprocessing = _frame(transformers, identifier, config, request.preprocessing, letterbox=content)
-    network = LibraryDetector(library, content=content, frame=(preprocessing.height, preprocessing.width))
+    frame = (preprocessing.height, preprocessing.width)
+    network = (
+        ProposingDetector(library, frame=frame)
+        if config.model_type in _PROPOSING
+        else LibraryDetector(library, content=content, frame=frame)
+    )
     network.requires_grad_(False)
     report = None
     if request.weights == "random":

@@ -1,5 +1,7 @@
 """The small engines that the tests of the later stages share: exporting them takes longer than what they test."""
 
+from pathlib import Path
+
 import pytest
 
 from export.fuse_detector import fuse_detector
@@ -24,8 +26,17 @@ def made(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engi
 @pytest.fixture(scope="session")
 def made_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedDetector, Fused, Engine]:
     """A narrow ViDT+, which has everything that a detector can have: masks, and padding that it masks."""
-    directory = tmp_path_factory.mktemp("detector")
-    loaded = load(DETECTORS["vidt_plus"].request(directory))
+    return make_detector("vidt_plus", tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="session")
+def made_proposing(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedDetector, Fused, Engine]:
+    """A narrow RT-DETR, whose queries start from places that it chooses."""
+    return make_detector("rt_detr", tmp_path_factory.mktemp("proposing"))
+
+
+def make_detector(name: str, directory: Path) -> tuple[LoadedDetector, Fused, Engine]:
+    loaded = load(DETECTORS[name].request(directory))
     assert isinstance(loaded, LoadedDetector)
     fused = fuse_detector(loaded)
     return loaded, fused, to_onnx(fused, directory / "model.onnx", "fp32")

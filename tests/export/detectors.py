@@ -17,7 +17,7 @@ SIZE = (96, 136)  # neither a square nor a multiple of anything, so that rows ar
 @dataclass(frozen=True)
 class DetectorFamily:
     """`narrow`: arguments of its factory, or what stands in the config.json of transformers. `smallest`: its published variant for
-    the conformance suite; of transformers that which its configuration's defaults are.
+    the conformance suite; of transformers that which its configuration's defaults are, but for `published`.
 
     `millions`: the parameters of each published variant. `processor`: of transformers, what stands in preprocessor_config.json.
     `rewrites`: the exact equivalents that its export needs, by name.
@@ -28,6 +28,8 @@ class DetectorFamily:
     smallest: str = ""
     millions: dict[str, float] = field(default_factory=dict)
     processor: dict[str, Any] | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = SIZE
     rewrites: frozenset[str] = frozenset()
 
     def request(self, directory: Path, *, published: bool = False, **fields: Any) -> ExportRequest:
@@ -36,7 +38,7 @@ class DetectorFamily:
         described: dict[str, Any] = {"source": self.name, "model_args": arguments, "num_classes": None if published else CLASSES}
         if self.processor is not None:
             described |= {"source": f"transformers/{self.describe(directory, published=published)}", "model_args": {}}
-        size = (512, 512) if published else SIZE
+        size = (512, 512) if published else self.size
         described["preprocessing"] = PreprocessingOverrides(input_size=size)
         defaults = {"repository": directory / "repository", "name": self.name.replace("_", "-"), "weights": "random"}
         return ExportRequest(**described | defaults | fields)
@@ -45,7 +47,7 @@ class DetectorFamily:
         """Write the configuration files of transformers, and give the directory they are in."""
         home = directory / "source"
         home.mkdir(exist_ok=True)
-        config = {"model_type": self.name} | ({} if published else self.narrow)
+        config = {"model_type": self.name} | (self.published if published else self.narrow)
         (home / "config.json").write_text(json.dumps(config))
         (home / "preprocessor_config.json").write_text(json.dumps(self.processor))
         return home
@@ -118,6 +120,44 @@ DETECTORS: dict[str, DetectorFamily] = {
             },
             processor=_processor("DeformableDetrImageProcessor"),
             rewrites=frozenset(("gathered-deformable-attention",)),
+        ),
+        DetectorFamily(
+            "rt_detr",
+            _DECODER
+            | {
+                "backbone_config": _residual(2, 3, 4) | {"model_type": "rt_detr_resnet"},
+                "freeze_backbone_batch_norms": False,
+                "encoder_in_channels": [12, 16, 24],
+                "encoder_hidden_dim": 32,
+                "hidden_expansion": 0.5,
+                "decoder_in_channels": [32, 32, 32],
+                "decoder_n_points": 2,
+                "decoder_layers": 2,
+                "num_denoising": 0,
+            },
+            processor={
+                "image_processor_type": "RTDetrImageProcessor",
+                "size": {"height": 640, "width": 640},
+                "do_normalize": False,
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "resample": 2,
+            },
+            published={  # PekingU/rtdetr_r18vd
+                "backbone_config": {
+                    "model_type": "rt_detr_resnet",
+                    "hidden_sizes": [64, 128, 256, 512],
+                    "depths": [2, 2, 2, 2],
+                    "layer_type": "basic",
+                    "out_features": ["stage2", "stage3", "stage4"],
+                },
+                "encoder_in_channels": [128, 256, 512],
+                "hidden_expansion": 0.5,
+                "decoder_layers": 3,
+                "num_labels": 80,
+            },
+            size=(96, 160),  # its maps are doubled until they fit one another
+            rewrites=frozenset(("gathered-deformable-attention", "rt-detr-any-batch")),
         ),
         DetectorFamily(
             "yolos",

@@ -78,6 +78,38 @@ def test_a_faulty_network_is_seen_query_by_query(tmp_path: Path, made_detector: 
     assert "engine, batch 1: row boxes" in failed
 
 
+def propose_otherwise(network: Any) -> None:
+    network.library.model.enc_score_head.weight.copy_(network.library.model.enc_score_head.weight.roll(1, 1))
+
+
+def propose_a_little_otherwise(network: Any) -> None:
+    """The same places are chosen, in the same order."""
+    network.library.model.enc_score_head.weight.mul_(1.01)
+
+
+def drop_a_layer_of_queries(network: Any) -> None:
+    decoder = network.library.model.decoder
+    decoder.layers[0] = decoder.layers[1]
+
+
+def test_a_detector_that_proposes_has_no_fault(tmp_path: Path, made_proposing: Made) -> None:
+    assert failed_checks(tmp_path, made_proposing) == set()
+
+
+@pytest.mark.parametrize("fault", [propose_otherwise, propose_a_little_otherwise])
+def test_wrong_proposals_are_seen_before_any_is_chosen(tmp_path: Path, made_proposing: Made, fault: Callable[[Any], None]) -> None:
+    failed = failed_checks(tmp_path, made_proposing, network=changed(made_proposing[0], fault))
+    assert {f"engine, batch {batch}: proposals" for batch in (1, 3, 8)} <= failed
+    assert ("engine, batch 1: starts in common" in failed) == (fault is propose_otherwise)
+    assert "engine, batch 1: query boxes" not in failed  # from the same places, the queries are right
+
+
+def test_wrong_queries_are_seen_where_proposals_are_right(tmp_path: Path, made_proposing: Made) -> None:
+    failed = failed_checks(tmp_path, made_proposing, network=changed(made_proposing[0], drop_a_layer_of_queries))
+    assert {"engine, batch 1: query boxes", "engine, batch 3: query scores", "engine, batch 8: row boxes"} <= failed
+    assert not any("proposals" in name for name in failed)
+
+
 @pytest.mark.parametrize("fault", [{"mean": (0.5, 0.5, 0.5)}, {"std": (0.3, 0.3, 0.3)}, {"scale": 1 / 256}], ids=str)
 def test_wrong_normalisation_is_seen(tmp_path: Path, made_detector: Made, fault: dict[str, Any]) -> None:
     failed = failed_checks(tmp_path, made_detector, preprocessing=made_detector[0].preprocessing.model_copy(update=fault))

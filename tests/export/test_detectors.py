@@ -103,7 +103,7 @@ def test_parameters_are_those_published(name: str, variant: str) -> None:
 def test_queries_and_rows_are_those_of_torch(exported: Exported, batch: int) -> None:
     served, tolerance = exported.run(batch), TOLERANCES["fp32"]
     told, expected = (
-        Told(served["query_scores"], served["query_boxes"], served.get("query_masks")),
+        Told(served["query_scores"], served["query_boxes"], served.get("query_masks"), served.get("proposals")),
         exported.told.rows(slice(batch)),
     )
     checks = [

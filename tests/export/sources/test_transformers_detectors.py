@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,6 +15,7 @@ from export.informative import sample_images
 from export.library_detector import LibraryDetector
 from export.load import load
 from export.rewrites import rewrite
+from export.row_agreement import Told
 from export.spec import ExportError, ExportRequest, LoadedDetector, PreprocessingOverrides, image_tensor
 from tests.export.detectors import CLASSES, DETECTORS, SIZE
 
@@ -34,7 +36,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedDetec
 def library_answer(network: Any, images: torch.Tensor, content: torch.Tensor | None) -> list[dict[str, torch.Tensor]]:
     """What the library and its own processor say, boxes in pixels of the content."""
     library = network.library
-    sizes = [(SIZE[0], SIZE[1])] * len(images) if content is None else [tuple(size) for size in content.tolist()]
+    sizes = [network.frame] * len(images) if content is None else [tuple(size) for size in content.tolist()]
     given = {"pixel_values": images}
     if content is not None:
         given["pixel_mask"] = torch.zeros(len(images), *SIZE, dtype=torch.long)
@@ -70,7 +72,7 @@ def test_rows_are_those_of_the_librarys_post_processing(detectors: dict[str, Loa
         clear = (drops[:-1] > 1e-6) & (drops[1:] > 1e-6)  # equal scores have no order
         assert clear.float().mean() > 0.7
         assert torch.equal(found.classes[clear], answer["labels"][order][clear])
-        pixels = found.boxes * torch.tensor([SIZE[1], SIZE[0]] * 2)
+        pixels = found.boxes * torch.tensor([network.frame[1], network.frame[0]] * 2)
         torch.testing.assert_close(pixels[clear], answer["boxes"][order][clear], rtol=1e-4, atol=1e-3)
 
 
@@ -88,11 +90,47 @@ def test_a_rewritten_detector_says_the_same(detectors: dict[str, LoadedDetector]
     torch.testing.assert_close(after.boxes, before.boxes, rtol=1e-4, atol=1e-5)
 
 
+def test_queries_start_where_they_are_told(detectors: dict[str, LoadedDetector]) -> None:
+    """The queries of other places are others; the same places in another order give the same queries in that order."""
+    loaded = detectors["rt_detr"]
+    images = image_tensor(sample_images(loaded.preprocessing, 2, seed=4), loaded.preprocessing)
+    with torch.inference_mode():
+        told = Told.of(loaded.network, images, None)
+        assert told.starts is not None
+        turned, elsewhere = (
+            Told.of(loaded.network, images, None, starts) for starts in (told.starts[:, ::-1].copy(), told.starts * 0 + range(12))
+        )
+    assert np.abs(turned.boxes[:, ::-1] - told.boxes).max() < 1e-5
+    assert np.abs(elsewhere.boxes - told.boxes).max() > 0.01
+    assert not loaded.network.library.model.enc_score_head._forward_hooks
+
+
+def test_a_frame_that_the_maps_do_not_fit_is_refused(tmp_path: Path) -> None:
+    request = replace(DETECTORS["rt_detr"].request(tmp_path), preprocessing=PreprocessingOverrides(input_size=SIZE))
+    with pytest.raises(ExportError, match=r"fails on images of 96x136"):
+        load(request)
+
+
+@pytest.mark.parametrize("given", [None, (96, 160)])
+def test_the_frame_of_a_processor_that_stretches(tmp_path: Path, given: tuple[int, int] | None) -> None:
+    """RT-DETR's processor resizes to a square and divides by 255, without mean and standard deviation."""
+    home = DETECTORS["rt_detr"].describe(tmp_path)
+    processor = json.loads((home / "preprocessor_config.json").read_text())
+    (home / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 64, "width": 96}}))
+    request = ExportRequest(f"transformers/{home}", tmp_path / "repository", weights="random", num_classes=CLASSES)
+    preprocessing = load_detector(replace(request, preprocessing=PreprocessingOverrides(input_size=given))).preprocessing
+    assert (preprocessing.height, preprocessing.width) == (given or (64, 96))
+    assert preprocessing.resize == (given or (64, 96))
+    assert (preprocessing.policy, preprocessing.interpolation) == ("stretch", "bilinear")
+    assert (preprocessing.scale, preprocessing.mean, preprocessing.std) == (pytest.approx(1 / 255), (0, 0, 0), (1, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("name", "policy", "score", "content"),
     [
         ("detr", "letterbox", "softmax", True),
         ("deformable_detr", "letterbox", "sigmoid", True),
+        ("rt_detr", "stretch", "sigmoid", False),
         ("yolos", "stretch", "softmax", False),
     ],
 )
