@@ -122,6 +122,9 @@ def detect(
     model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest score to give.", show_default="0.5")] = None,
     classes: Annotated[list[str] | None, typer.Option("--class", help="Give only this class; repeat it for several.")] = None,
+    phrases: Annotated[
+        list[str] | None, typer.Option("--phrases", metavar="PHRASE", help="What a model without classes looks for; repeat it.")
+    ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Draw, or print, masks of instances too.")] = False,
     url: Url = ADDRESS,
     local: Local = False,
@@ -141,7 +144,13 @@ def detect(
         for name, file in named.items():
             try:
                 answer = client.detect(
-                    file, model=model, threshold=threshold, classes=classes or (), masks=masks, render=name in targets
+                    file,
+                    model=model,
+                    threshold=threshold,
+                    classes=classes or (),
+                    phrases=phrases or (),
+                    masks=masks,
+                    render=name in targets,
                 )
             except ClientError as error:
                 if error.code not in PHOTO_FAULTS:

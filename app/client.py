@@ -323,6 +323,7 @@ class Client:
         threshold: float | None = None,
         max_detections: int | None = None,
         classes: Sequence[str | int] = (),
+        phrases: Sequence[str] = (),
         masks: bool = False,
         render: bool = False,
     ) -> Detection:
@@ -331,6 +332,7 @@ class Client:
         Args:
             threshold: the lowest score to give.
             classes: names or ids of the only ones to give.
+            phrases: what a model without classes of its own is to look for.
             masks: give the masks of instances, too.
             render: give the pictures with boxes, masks and labels drawn onto them, as PNG.
 
@@ -338,7 +340,7 @@ class Client:
             ClientError: a file cannot be read, no answer came, or the whole request was refused.
         """
         options = _given(model=model, threshold=threshold, max_detections=max_detections, classes=list(classes) or None)
-        params = options | _given(masks=masks or None, render=render or None)
+        params = options | _given(phrases=list(phrases) or None, masks=masks or None, render=render or None)
         return self._call(_DETECTION, "POST", "/v1/detect", params=params, files=_files(photos))
 
     def ground(

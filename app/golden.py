@@ -62,7 +62,9 @@ def _read_inputs(entry: Entry, example: GoldenExample) -> Arrays:
     inputs: Arrays = {"image": resize(image, preprocessing, original)[None]}
     if entry.manifest.detection is not None and entry.manifest.detection.content:
         inputs["content"] = np.array([content_size(*original, preprocessing)], np.int32)
-    if example.phrase is not None:
+    if example.phrase is not None and entry.manifest.detection is not None:
+        inputs["input_ids"] = phrase_tokenizer(entry).encode_together([example.phrase], "phrases")
+    elif example.phrase is not None:
         phrase = phrase_tokenizer(entry).encode(example.phrase)
         inputs |= {"input_ids": phrase.input_ids[None], "attention_mask": phrase.attention_mask[None]}
     return inputs

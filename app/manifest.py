@@ -188,7 +188,8 @@ class Detection(Record):
     """What a detector's rows mean: `boxes` float32 [B,queries,4], `scores` float32 [B,queries], `classes` int64 [B,queries].
 
     The best score comes first. A row that holds nothing has the score 0. Boxes are in shares of the network's frame, padding
-    included, and may reach beyond it; masks are pasted into the whole box before anything is cut off.
+    included, and may reach beyond it; masks are pasted into the whole box before anything is cut off. Where the
+    engine takes phrases, a class is the place of one among them.
 
     `content`: the engine also takes `content` int32 [B,2], the height and width in pixels of the image inside the padded frame, and
     does not look at the rest.
@@ -205,7 +206,10 @@ class Detection(Record):
 
 
 class Text(Record):
-    """How a phrase becomes the tensors `input_ids` and `attention_mask`, int64 [B,length]; done by `app/text.py`.
+    """How phrases become the tensors `input_ids` and `attention_mask`, int64 [B,length]; done by `app/text.py`.
+
+    An engine that looks for several `phrases` at once takes `input_ids` int64 [B,phrases,length] alone; those that are not needed
+    are all 0, and nothing is found for them.
 
     The tokenizer's file is one of Hugging Face's `tokenizers`. Normalisation (lower case, accents, control characters), the split
     into words and the special tokens around them are its own.
@@ -214,6 +218,7 @@ class Text(Record):
     tokenizer: ArtifactFile
     length: int = Field(ge=3, le=4096, description="ids of one phrase, special tokens included; shorter ones are padded at the end")
     padding_id: int = Field(0, ge=0)
+    phrases: int | None = Field(None, ge=1, le=1024, description="how many an engine takes at once for an image; None: one")
     too_long: Literal["refuse", "truncate"] = Field(
         "refuse", description="a phrase of more ids is an error, or loses its last words"
     )
@@ -277,6 +282,8 @@ class Manifest(Record):
             raise ValueError("an engine for detect needs its detection")
         if self.role == "ground" and self.text is None:
             raise ValueError("an engine for ground needs its text")
+        if self.role == "detect" and self.text is not None and self.text.phrases is None:
+            raise ValueError("an engine for detect that takes phrases says how many")
         return self
 
     @property

@@ -1,5 +1,6 @@
 """Beside decoding and resizing: a phrase becomes the ids that an engine takes, as the `tokenizer.json` beside it says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,28 +48,42 @@ class PhraseTokenizer:
         else:
             self._tokenizer.no_truncation()
 
-    def encode(self, phrase: str) -> Phrase:
-        """The ids of `phrase`, its special tokens around it and its padding behind it.
+    def encode_together(self, phrases: Sequence[str], field: str) -> NDArray[np.int64]:
+        """The ids of several phrases for an engine that looks for them at once, int64 [1,text.phrases,text.length].
+
+        Raises:
+            InvalidValueError: see `encode`; there are too many of them.
+        """
+        places = self.text.phrases or 1
+        if len(phrases) > places:
+            raise InvalidValueError(f"There are {len(phrases)} different phrases; the model takes {places} at once.", field=field)
+        ids = np.zeros((1, places, self.text.length), np.int64)
+        for place, phrase in enumerate(phrases):
+            ids[0, place] = self.encode(phrase, field).input_ids
+        return ids
+
+    def encode(self, phrase: str, field: str = FIELD) -> Phrase:
+        """The ids of `phrase`, its special tokens around it and its padding behind it; `field` is the request's.
 
         Raises:
             InvalidValueError: nothing is left of the phrase (it is empty, blank, or of control characters); it is too long; it has
                 half of a surrogate pair.
         """
         if len(phrase) > MAX_CHARACTERS:
-            raise InvalidValueError(f"The phrase has {len(phrase)} characters; {MAX_CHARACTERS} are read.", field=FIELD)
+            raise InvalidValueError(f"The phrase has {len(phrase)} characters; {MAX_CHARACTERS} are read.", field=field)
         try:
             phrase.encode()
         except UnicodeEncodeError as error:
-            raise InvalidValueError("The phrase has half of a surrogate pair, which is no character.", field=FIELD) from error
+            raise InvalidValueError("The phrase has half of a surrogate pair, which is no character.", field=field) from error
         found = self._tokenizer.encode(phrase)
         if all(found.special_tokens_mask):
-            raise InvalidValueError("The phrase is empty; say in words what to look for.", field=FIELD)
+            raise InvalidValueError("The phrase is empty; say in words what to look for.", field=field)
         ids, mask = np.array(found.ids, np.int64), np.array(found.attention_mask, np.int64)
         if len(ids) > self.text.length:
             raise InvalidValueError(
                 f"The phrase makes {len(ids)} tokens, the model takes {self.text.length}, marks of beginning and end included; "
                 "say it in fewer words.",
-                field=FIELD,
+                field=field,
             )
         return Phrase(ids, mask, truncated=bool(found.overflowing))
 

@@ -54,11 +54,13 @@ def add_detector(
     preprocessing: Preprocessing | None = None,
     content: bool = False,
     masks: bool = False,
+    phrases: int = 0,
     **fields: Any,
 ) -> Entry:
     """Write `repository/name/1`, which finds `boxes` [N,4] (shares of the frame) in every image.
 
-    With `content` the score of the first row is what the engine was told, height / 1000 + width / 1000000.
+    With `content` the score of the first row is what the engine was told, height / 1000 + width / 1000000. With `phrases` the
+    engine takes that many, a class is one of them, and its score is multiplied with the id of the phrase's first word / 100.
     """
     directory = repository / name / "1"
     directory.mkdir(parents=True)
@@ -111,6 +113,17 @@ def add_detector(
             helper.make_node("MatMul", ["said", "row"], ["first_row"]),
             helper.make_node("Add", ["told", "first_row"], ["scores"]),
         ]
+    if phrases:
+        inputs.append(TensorSpec(name="input_ids", dtype="int64", shape=(-1, phrases, LENGTH)))
+        constants |= {"words": np.array(1), "wanted": np.array(classes), "hundred": np.float32(100)}
+        nodes[-1] = helper.make_node("Add", ["all_scores", "empty"], ["sure"])
+        nodes += [
+            helper.make_node("Gather", ["input_ids", "words"], ["first_words"], axis=2),
+            helper.make_node("Gather", ["first_words", "wanted"], ["said"], axis=1),
+            helper.make_node("Cast", ["said"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["numbers", "hundred"], ["gains"]),
+            helper.make_node("Mul", ["sure", "gains"], ["scores"]),
+        ]
     if masks:
         outputs.append(TensorSpec(name="masks", dtype="float32", shape=(-1, count, MASKS.count)))
         constants["all_masks"] = np.broadcast_to(SPOT, (1, count, MASKS.count)).copy()
@@ -120,8 +133,15 @@ def add_detector(
         ]
     engine = directory / "model.onnx"
     engine.write_bytes(_engine(nodes, constants, inputs, outputs))
-    detection = Detection(queries=count, classes=len(LABELS), score="sigmoid", content=content, masks=MASKS if masks else None)
-    described = {"role": "detect", "roles": ("detect",), "detection": detection, "labels": LABELS, "activation": None}
+    detection = Detection(
+        queries=count, classes=phrases or len(LABELS), score="sigmoid", content=content, masks=MASKS if masks else None
+    )
+    labels = () if phrases else LABELS
+    described = {"role": "detect", "roles": ("detect",), "detection": detection, "labels": labels, "activation": None}
+    if phrases:
+        tokenizer = directory / "tokenizer.json"
+        make_tokenizer().save(str(tokenizer))
+        described["text"] = Text(tokenizer=artifact(tokenizer), length=LENGTH, phrases=phrases)
     described |= {"inputs": tuple(inputs), "outputs": tuple(outputs), "golden": (), "preprocessing": preprocessing}
     manifest = make_manifest(engine, name, **described | fields)
     (directory / MANIFEST_FILE).write_text(manifest.model_dump_json())

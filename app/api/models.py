@@ -53,6 +53,7 @@ def _row(model: Model, services: Services) -> dict[str, Any]:
         "versions": [version.number for version in model.versions],
         "engine": None if manifest is None else manifest.engine.kind,
         "precision": None if manifest is None else manifest.precision,
+        "phrases": None if manifest is None or manifest.text is None else manifest.text.phrases,
         "default": task is not None and services.defaults.get(task) == model.name,
         "status": "failed" if current is None else current.status,
         "problems": faults + model.problems,

@@ -61,12 +61,13 @@ class DetectRequest(DrawnRequest):
     threshold: float = Field(0.5, ge=0, le=1, description="lowest score to give")
     max_detections: int | None = Field(None, ge=1, description="how many to give at most; by default all from the threshold on")
     classes: Several[str | int] = Field([], description="names or ids of the only classes to give; repeat it for several")
+    phrases: Several[str] = Field([], description="what a model without classes of its own is to look for; repeat it for several")
     masks: bool = Field(False, description="give the masks of instances too, in COCO's compressed run lengths")
     format: Literal["json", "coco"] = Field("json", description="coco: a list of results that pycocotools loads as it is")
     image_id: Several[int] = Field([], description="COCO's ids of the images, one for each; by default 0, 1, 2 ...")
 
     def options(self) -> DetectOptions:
-        return DetectOptions(self.threshold, self.max_detections, tuple(self.classes), self.masks)
+        return DetectOptions(self.threshold, self.max_detections, tuple(self.classes), self.masks, tuple(self.phrases))
 
     def check(self, images: int, limit: int) -> None:
         if self.image_id and len(self.image_id) != images:
@@ -287,6 +288,7 @@ class ModelResponse(BaseModel):
     versions: list[int]
     engine: str | None
     precision: str | None
+    phrases: int | None = Field(None, description="how many different phrases a detector without classes of its own takes at once")
     default: bool
     status: Literal["ready", "available", "failed"] = Field(description="available: loads on first use")
     problems: list[str]

@@ -27,13 +27,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = make_repository(tmp_path_factory.mktemp("cli") / "repository")
     (add_entry(repository, "broken").path / "model.onnx").unlink()
     add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [0.9], [1])
+    add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [10], [1], name="open", phrases=2)
     add_grounder(repository, in_frame([[4, 6, 30, 20]], letterbox("centre"), (40, 30)), too_long="truncate")
     return repository
 
 
 @pytest.fixture(scope="module")
 def url(repository: Path) -> Iterator[str]:
-    with gateway(repository, default_classify="colours") as url:
+    with gateway(repository, default_classify="colours", default_detect="shapes") as url:
         yield url
 
 
@@ -106,6 +107,14 @@ def test_detections_as_json(url: str, photos: Path) -> None:
     assert (row["file"], row["model"], row["detections"][0]["box"]) == ("photos/red.png", "shapes@1", [4, 6, 30, 20])
 
 
+def test_phrases_are_looked_for(url: str, photos: Path) -> None:
+    asked = ("detect", "photos/red.png", "--model", "open", "--threshold", 0.1, "--url", url)
+    ran = vitrine(*asked, "--phrases", "left", "--phrases", "red circle", cwd=photos.parent)
+    assert ran.returncode == 0, ran
+    assert all(words in ran.stdout for words in ("red circle", "40.0%", "4 6 30 20"))
+    assert is_one_sentence(vitrine(*asked, cwd=photos.parent))
+
+
 def test_a_photo_in_which_nothing_can_be_looked_for_does_not_stop_the_others(url: str, photos: Path) -> None:
     (photos / "cut.png").write_bytes((photos / "red.png").read_bytes()[:60])
     ran = vitrine("detect", "photos", "-o", "drawn", "--url", url, cwd=photos.parent)
@@ -145,7 +154,7 @@ def test_models(url: str, tmp_path: Path) -> None:
     assert "colours (default)" in ran.stdout
     assert "model.onnx is missing" in ran.stdout
     rows = map(json.loads, vitrine("models", "--url", url, "--json", cwd=tmp_path).stdout.splitlines())
-    states = {"colours": "ready", "broken": "failed", "phrases": "ready", "shapes": "ready"}
+    states = {"colours": "ready", "broken": "failed", "open": "ready", "phrases": "ready", "shapes": "ready"}
     assert {row["id"]: row["status"] for row in rows} == states
 
 

@@ -34,9 +34,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     add_entry(repository, version=2)
     add_tokenizer(repository)
     add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [0.9], [1], masks=True)
+    add_detector(repository, in_frame([[4, 6, 30, 20]], letterbox(), (40, 30)), [10], [1], name="open", phrases=2)
     add_grounder(repository, in_frame([[4, 6, 30, 20]], letterbox("centre"), (40, 30)))
     (add_entry(repository, "broken").path / "model.onnx").unlink()
-    with gateway(repository, default_classify="colours") as url, Client(url) as client:
+    with gateway(repository, default_classify="colours", default_detect="shapes") as url, Client(url) as client:
         yield client
 
 
@@ -263,6 +264,11 @@ def test_detect(client: Client) -> None:
     assert one.mask.size == (30, 40)
     assert found.rendered.data.startswith(b"\x89PNG")
     assert client.detect(RED, max_detections=1, classes=["Dreieck"]).results[0].detections == ()
+
+
+def test_detect_phrases(client: Client) -> None:
+    (one,) = client.detect(RED, model="open", phrases=["left", "red circle"], threshold=0.1).results[0].detections or ()
+    assert (one.label, one.class_id, one.score) == ("red circle", 1, pytest.approx(0.4))
 
 
 def test_ground(client: Client) -> None:

@@ -25,6 +25,7 @@ def test_list(client: TestClient) -> None:
         "versions": [1],
         "engine": "onnx",
         "precision": "fp32",
+        "phrases": None,
         "default": True,
         "status": "ready",
         "problems": [],
