@@ -46,6 +46,11 @@ class Detector(nn.Module, ABC):
     proposes: bool = False
     mask_coefficients: MaskCoefficients | None = None
 
+    @property
+    def pairs(self) -> bool:
+        """Whether a row is a pair of query and class, so that one query may give several; else it is a query with its likeliest."""
+        return self.score == "sigmoid"
+
     @abstractmethod
     def encode(self, images: Tensor, content: Tensor | None) -> Tensor:
         """Normalised float32 [B,3,H,W], and int32 [B,2], height and width of what is no padding (None: the frame has none).
@@ -78,7 +83,7 @@ class Detector(nn.Module, ABC):
     def choose(self, queries: Queries, scores: Tensor) -> Detections:
         """The best `rows` of `scores` [B,Q,classes]; of equals any."""
         classes = scores.shape[2]
-        if self.score == "sigmoid":
+        if self.pairs:
             best, index = scores.flatten(1).topk(self.rows)
             chosen = index.div(classes, rounding_mode="trunc")
             found = index - chosen * classes

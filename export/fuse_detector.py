@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from app.manifest import DType, Preprocessing, TensorSpec
 from export.detector import Detector
+from export.phrase_detector import PhraseDetector
 from export.rewrites import rewrite
 from export.spec import Fused, Interface, LoadedDetector
 
 
-class Detect(nn.Module):
-    """image, content -> boxes, scores, classes [, masks]; of every query scores, boxes [, masks], [proposals]; all features."""
+class _Rows(nn.Module):
+    """What comes before and behind a detector: normalised pixels; and boxes, scores, classes [, masks] of the rows, then scores,
+    boxes [, masks] of every query [, proposals], and all features."""
 
     def __init__(self, network: Detector, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -24,14 +26,30 @@ class Detect(nn.Module):
         self.gain = nn.Buffer((preprocessing.scale / std).float())
         self.offset = nn.Buffer((-mean / std).float())
 
-    def forward(self, image: Tensor, content: Tensor | None = None) -> tuple[Tensor, ...]:
-        pixels = image.float().permute(0, 3, 1, 2)
-        features = self.network.encode(pixels * self.gain + self.offset, content)
+    def normalise(self, image: Tensor) -> Tensor:
+        return image.float().permute(0, 3, 1, 2) * self.gain + self.offset
+
+    def answer(self, features: Tensor, content: Tensor | None) -> tuple[Tensor, ...]:
         queries = self.network.decode(features, self.frame, content)
         scores = self.network.scores(queries.logits)
         chosen = self.network.choose(queries, scores)
         inner = (scores, queries.boxes, queries.masks, queries.proposals, features)
         return tuple(tensor for tensor in (*chosen, *inner) if tensor is not None)
+
+
+class Detect(_Rows):
+    """image, and content where the network asks for it -> rows."""
+
+    def forward(self, image: Tensor, content: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.answer(self.network.encode(self.normalise(image), content), content)
+
+
+class DetectPhrases(_Rows):
+    """image, input_ids int64 [B,P,L] -> rows, whose classes are places of phrases."""
+
+    def forward(self, image: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(self.network, PhraseDetector)
+        return self.answer(self.network.encode_with(self.normalise(image), input_ids), None)
 
 
 def fuse_detector(loaded: LoadedDetector) -> Fused:
@@ -43,7 +61,7 @@ def fuse_detector(loaded: LoadedDetector) -> Fused:
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     rewritten, rewrites = rewrite(copy.deepcopy(network, shared))
     assert isinstance(rewritten, Detector)
-    graph = Detect(rewritten, loaded.preprocessing).eval()
+    graph = (DetectPhrases if isinstance(rewritten, PhraseDetector) else Detect)(rewritten, loaded.preprocessing).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Fused(graph, _interface(loaded), network, parameters, rewrites, exact_tail=True, inner=_inner(loaded))
 
@@ -52,10 +70,12 @@ def _interface(loaded: LoadedDetector) -> Interface:
     frame, detection = (loaded.preprocessing.height, loaded.preprocessing.width, 3), loaded.detection
     rows = detection.queries
     content = [_tensor("content", "int32", 2)] if detection.content else []
+    text = loaded.text
+    words = [] if text is None or text.phrases is None else [_tensor("input_ids", "int64", text.phrases, text.length)]
     masks = [] if detection.masks is None else [_tensor("masks", "float32", rows, detection.masks.count)]
     return Interface(
         role="detect",
-        inputs=(_tensor("image", "uint8", *frame), *content),
+        inputs=(_tensor("image", "uint8", *frame), *content, *words),
         outputs=(
             _tensor("boxes", "float32", rows, 4),
             _tensor("scores", "float32", rows),

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from app.manifest import Preprocessing
 from export.detector import Detector
 from export.grounder import Grounder
+from export.phrase_detector import PhraseDetector
 from export.phrases import grounding_phrases
 from export.spec import ExportError, Vocabulary, image_tensor
 from export.tokenizer import Tokenizer
@@ -70,6 +71,28 @@ def informative_detector(network: Detector, preprocessing: Preprocessing, seed: 
     images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
     _settle_batch_norms(network, images, random)
     _spread_queries(network, images)
+
+
+@torch.no_grad()
+def informative_phrase_detector(network: PhraseDetector, preprocessing: Preprocessing, seed: int) -> None:
+    """Redraw every parameter of `network` in place; the logits of the phrases that it is asked for vary over queries and images.
+
+    Raises:
+        ExportError: activations do not stay finite, or the logits do not depend on the image.
+    """
+    random = torch.Generator().manual_seed(seed)
+    _redraw_parameters(network, random)
+    images = image_tensor(sample_images(preprocessing, 4, seed), preprocessing)
+    head = network.library.class_head
+    head.logit_scale.weight *= 0.1
+    head.logit_scale.bias.zero_()
+    spread = network.detect(images, None).logits.std(dim=0).mean()
+    if not torch.isfinite(spread) or spread < 1e-6:
+        raise ExportError("With random weights the detector's logits are not finite or do not depend on the image.")
+    gain = (_LOGIT_STD / spread).clamp(min=1)
+    head.logit_scale.bias.copy_((gain - 1)[None])
+    best = network.detect(images, None).logits.amax(-1)
+    head.logit_shift.bias -= best.topk(min(network.rows, best.shape[1] // 2)).values[:, -1].mean() / gain
 
 
 @torch.no_grad()

@@ -181,7 +181,7 @@ def compare_rows(
 
 def _best(scores: Array, network: Detector) -> Array:
     """[B,rows]: the highest scores, in order, of [B,Q,classes]."""
-    candidates = scores.reshape(len(scores), -1) if network.score == "sigmoid" else scores.max(-1)
+    candidates = scores.reshape(len(scores), -1) if network.pairs else scores.max(-1)
     best: Array = -np.sort(-candidates, axis=1)[:, : network.rows]
     return best
 

@@ -169,11 +169,13 @@ class LoadedDetector:
     labels: tuple[str, ...]  # as many as there are classes, or none
     source: Source
     weights: WeightsReport | None = None
+    vocabulary: "Vocabulary | None" = None  # of a detector that looks for phrases
+    text: Text | None = None
 
     @property
     def answers(self) -> dict[str, Any]:
-        """What the manifest says of a detector's rows."""
-        return {"labels": self.labels, "detection": self.detection}
+        """What the manifest says of a detector's rows, and of its phrases where it looks for some."""
+        return {"labels": self.labels, "detection": self.detection, "text": self.text}
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ class Vocabulary:
     padding_id: int
     unknown_id: int
     ids: Callable[[str], list[int]]
+
+    def text(self, length: int, *, too_long: LongPhrases = "refuse", phrases: int | None = None) -> Text:
+        """What the manifest says of it."""
+        file = ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(self.file).hexdigest(), size=len(self.file))
+        return Text(tokenizer=file, length=length, padding_id=self.padding_id, phrases=phrases, too_long=too_long)
 
     def rows(self, phrases: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and mask, int64 [phrases,length] each. What is too long loses its end, but not the last special token."""
@@ -209,10 +216,7 @@ class LoadedGrounder:
     @property
     def answers(self) -> dict[str, Any]:
         """What the manifest says of the phrases."""
-        content = self.vocabulary.file
-        file = ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-        padding = self.vocabulary.padding_id
-        return {"text": Text(tokenizer=file, length=self.network.length, padding_id=padding, too_long=self.long_phrases)}
+        return {"text": self.vocabulary.text(self.network.length, too_long=self.long_phrases)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from app.manifest import NAME_PATTERN, ArtifactFile, EngineSpec, Manifest
 from export.config import CONFIG_FILE, render_config
 from export.files import write_manifest, writing
 from export.golden import travelling
-from export.spec import TOKENIZER_FILE, AnyLoaded, Build, Engine, ExportError, ExportRequest, LoadedGrounder, Staged
+from export.spec import TOKENIZER_FILE, AnyLoaded, Build, Engine, ExportError, ExportRequest, LoadedDetector, LoadedGrounder, Staged
 
 GOLDEN = "golden"
 
@@ -39,7 +39,7 @@ def stage(engines: Sequence[Engine], loaded: AnyLoaded, request: ExportRequest) 
             manifests = [_describe(name, engine, build, loaded, request) for engine in engines]
             filled = zip(engines, manifests, strict=True)
             staged = tuple(_fill(Path(scratch.name), root, engine, manifest) for engine, manifest in filled)
-            if isinstance(loaded, LoadedGrounder):
+            if isinstance(loaded, LoadedGrounder | LoadedDetector) and loaded.vocabulary is not None:
                 for part in staged:
                     (part.path / TOKENIZER_FILE).write_bytes(loaded.vocabulary.file)
         yield staged

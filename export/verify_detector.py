@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from app.manifest import Check, Entry, GoldenExample, Manifest, TensorSpec, Verification
+from app.manifest import Check, Entry, GoldenExample, TensorSpec, Verification
 from app.resize import content_size
+from app.text import phrase_tokenizer
 from export.agreement import at_least, at_most, compare_pixels
 from export.detector import Detector
 from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
+from export.phrase_detector import PhraseDetector
+from export.reading import compare_ids, short_phrases
 from export.reference import reference_content, reference_pixels
 from export.row_agreement import (
     DISTINCT,
@@ -37,12 +40,14 @@ from export.served import Frames, ask_all, batches_for, failure, served_image, s
 from export.spec import Staged, VerificationError, image_tensor
 
 Arrays = dict[str, NDArray[Any]]
+_PHRASES = 4  # of the places that there are; the others stay empty
 
 
 def verify_detector(staged: Staged, network: Detector, inner: Sequence[TensorSpec]) -> Staged:
     """Hold the staged engine against `network` on the golden images, at batch 1, 3 and 8 (as far as its maximum batch goes).
 
-    The served side is the gateway's own code, the reference's side Pillow, torchvision and the network. `inner` are the values of
+    The served side is the gateway's own code, the reference's side Pillow, torchvision, the library's tokenizer where there are
+    phrases to look for, and the network. `inner` are the values of
     every query that an ONNX engine holds; they are laid open and compared one by one. A TensorRT plan shows its rows alone.
 
     On success the golden outputs and the finished manifest are written.
@@ -52,7 +57,7 @@ def verify_detector(staged: Staged, network: Detector, inner: Sequence[TensorSpe
         ExportError: the engine does not run here; disk full.
     """
     entry = staged_entry(staged)
-    verifier = _Verifier(entry.manifest, network, golden_images())
+    verifier = _Verifier(entry, network, golden_images())
     with _laid_open(entry, inner) as whole, open_tensors(whole) as run:
         checks = tuple(verifier.run(run))
     verification = Verification(
@@ -90,7 +95,13 @@ def _laid_open(entry: Entry, inner: Sequence[TensorSpec]) -> Iterator[Entry]:
 class _Verifier:
     """The golden images on both sides, and the comparisons between them."""
 
-    def __init__(self, manifest: Manifest, network: Detector, images: Sequence[GoldenImage]) -> None:
+    def __init__(self, entry: Entry, network: Detector, images: Sequence[GoldenImage]) -> None:
+        manifest = entry.manifest
+        self.entry = entry
+        self.phrases: tuple[str, ...] = ()
+        if isinstance(network, PhraseDetector):
+            self.phrases = short_phrases(network.vocabulary, network.length, _PHRASES)
+            network.ask(self.phrases)
         self.preprocessing = manifest.preprocessing
         self.names = {spec.name for spec in manifest.inputs}
         self.tolerance = TOLERANCES[manifest.precision]
@@ -108,6 +119,8 @@ class _Verifier:
     def run(self, run: Run) -> Iterator[Check]:
         """Every check, in the order of the path; queries where the engine shows them."""
         yield from compare_pixels(self.frames, self.expected)
+        if isinstance(self.network, PhraseDetector) and self.entry.manifest.text is not None:
+            yield compare_ids(phrase_tokenizer(self.entry), self.network.vocabulary, self.entry.manifest.text)
         yield at_most("content: largest difference", np.abs(self.content - self.expected_content).max(), 0.0, "pixels")
         by_batch = {batch: ask_all(run, self._inputs(self.frames), batch) for batch in self.batches}
         for batch, served in by_batch.items():
@@ -130,17 +143,23 @@ class _Verifier:
         yield from self._sight(run, told)
         if "content" in self.names:
             yield from self._padding(run, told)
+        if self.phrases:
+            others = _told(ask_all(run, self._inputs(self.frames, phrases=self.phrases[::-1])))
+            moved = np.median(score_distance(told.scores, others.scores))
+            yield at_least("sees other phrases: query scores", moved, SENSITIVITY * self.tolerance.score)
 
     def write_golden(self, staged: Staged, run: Run) -> Iterator[GoldenExample]:
         """The raw outputs of the images that travel; `app/golden.py` asks for them again wherever the engine is served."""
-        inputs = self._inputs(self.frames)
+        inputs = self._inputs(self.frames, phrases=self.phrases[:1])
+        phrase = self.phrases[0] if self.phrases else None
         for index, image in enumerate(self.images):
             if image.travels:
                 outputs = f"golden/{image.name.partition('.')[0]}.npz"
                 answer = run({name: rows[index : index + 1] for name, rows in inputs.items()})
                 np.savez_compressed(staged.path / outputs, allow_pickle=False, **answer)
                 tolerance, outliers = self.tolerance.golden, self.tolerance.outliers
-                yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance, outliers=outliers)
+                example = GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=tolerance, outliers=outliers)
+                yield example.model_copy(update={"phrase": phrase})
 
     def _path(self, told: Told) -> Iterator[Check]:
         """The whole served path: the median query of the image that moves most."""
@@ -191,8 +210,11 @@ class _Verifier:
         with torch.inference_mode():
             return Told.of(self.network, image_tensor(torch.from_numpy(frames), self.preprocessing), given, starts)
 
-    def _inputs(self, frames: Frames, content: NDArray[np.int32] | None = None) -> Arrays:
+    def _inputs(self, frames: Frames, content: NDArray[np.int32] | None = None, phrases: Sequence[str] | None = None) -> Arrays:
         inputs: Arrays = {"image": frames, "content": self.content if content is None else content}
+        if self.phrases:
+            ids = phrase_tokenizer(self.entry).encode_together(self.phrases if phrases is None else phrases, "phrases")
+            inputs["input_ids"] = np.repeat(ids, len(frames), axis=0)
         return {name: rows for name, rows in inputs.items() if name in self.names}
 
 

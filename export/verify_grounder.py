@@ -9,18 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from app.backends.base import Tensors
-from app.errors import InvalidValueError
 from app.manifest import Check, Entry, GoldenExample, Verification
 from app.text import phrase_tokenizer
 from export.agreement import SENSITIVITY, at_least, at_most, compare_pixels
 from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
 from export.grounder import corners
-from export.phrases import difficult_phrases, grounding_phrases
+from export.reading import compare_ids, known_phrases
 from export.reference import reference_pixels
 from export.runner import Run, open_tensors
 from export.served import Frames, ask_all, batches_for, failure, served_pixels, staged_entry
-from export.spec import GroundingReference, Staged, VerificationError, Vocabulary, image_tensor
+from export.spec import GroundingReference, Staged, VerificationError, image_tensor
 
 Boxes = NDArray[Any]
 _PHRASES = 4  # each image is asked about two of them
@@ -97,7 +96,7 @@ class _Verifier:
     def run(self, run: Run) -> Iterator[Check]:
         """Every check, in the order of the path."""
         yield from compare_pixels(self.frames, self.expected)
-        yield from self._compare_ids()
+        yield compare_ids(self.tokenizer, self.reference.vocabulary, self.text)
         inputs, limit = self._served(self.frames), self.tolerance.engine
         by_batch = {batch: ask_all(run, inputs, batch)["box"] for batch in self.batches}
         for batch, boxes in by_batch.items():
@@ -119,23 +118,6 @@ class _Verifier:
                 box = run({name: rows[row : row + 1] for name, rows in inputs.items()})["box"]
                 np.savez(self.entry.path / outputs, box=box)
                 yield GoldenExample(image=f"golden/{image.name}", phrase=phrase, outputs=outputs, tolerance=self.tolerance.golden)
-
-    def _compare_ids(self) -> Iterator[Check]:
-        """The gateway's ids of difficult strings; too long ones are cut or refused as the manifest says, and then by the library's
-        count."""
-        phrases = difficult_phrases()
-        ids, mask = self.reference.vocabulary.rows(phrases, self.text.length)
-        wrong = [not self._same_ids(phrase, row, seen) for phrase, row, seen in zip(phrases, ids, mask, strict=True)]
-        yield at_most(f"tokenizer: other ids in {len(phrases):,} strings", sum(wrong), 0, "strings")
-
-    def _same_ids(self, phrase: str, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> bool:
-        too_long = len(self.reference.vocabulary.ids(phrase)) > self.text.length
-        try:
-            ours = self.tokenizer.encode(phrase)
-        except InvalidValueError:
-            return too_long and self.text.too_long == "refuse"
-        same = np.array_equal(ours.input_ids, ids) and np.array_equal(ours.attention_mask, mask)
-        return same and ours.truncated == too_long
 
     def _sight(self, run: Run, inputs: Tensors, alone: Boxes) -> Iterator[Check]:
         """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
@@ -169,12 +151,6 @@ class _Verifier:
             ]
             boxes: Boxes = corners(torch.cat(rows)).numpy()
         return boxes
-
-
-def known_phrases(vocabulary: Vocabulary, length: int, count: int) -> tuple[str, ...]:
-    """`count` different descriptions that fit into `length`, of those whose words the vocabulary knows best."""
-    candidates = [phrase for phrase in dict.fromkeys(grounding_phrases()[:400]) if len(vocabulary.ids(phrase)) <= length]
-    return tuple(sorted(candidates, key=lambda phrase: vocabulary.ids(phrase).count(vocabulary.unknown_id))[:count])
 
 
 def distance(one: Boxes, other: Boxes) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """`transformers/PATH_OR_ID`: an image classifier or a detector of transformers, from a local directory or the hub."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from app.manifest import Preprocessing, Source
 from export.dry_run import count_classes, measure_detector
-from export.informative import informative_detector, informative_weights
+from export.informative import informative_detector, informative_phrase_detector, informative_weights
 from export.labels import choose_labels
 from export.library_detector import LibraryDetector, ProposingDetector
+from export.phrase_detector import PLACES, PhraseDetector
 from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
+from export.reading import short_phrases
 from export.rewrites.deformable import GATHERED_ATTENTION
 from export.spec import (
     Activation,
@@ -63,7 +65,11 @@ def load(request: ExportRequest, identifier: str) -> AnyLoaded:
     except ImportError as error:
         raise MissingToolError("transformers is not installed; pip install 'vitrine[export]'.") from error
     config = _config(transformers, request, identifier)
-    load_task = _load_detector if type(config) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING else _load_classifier
+    load_task: Callable[[Any, ExportRequest, str, Any], AnyLoaded] = _load_classifier
+    if type(config) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        load_task = _load_detector
+    elif type(config) in transformers.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
+        load_task = _load_phrase_detector
     return load_task(transformers, request, identifier, config)
 
 
@@ -119,6 +125,43 @@ def _load_detector(transformers: Any, request: ExportRequest, identifier: str, c
         labels=choose_labels(request.labels, _labels(config), detection.classes),
         source=_source(request, identifier, config, report),
         weights=report,
+    )
+
+
+def _load_phrase_detector(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> LoadedDetector:
+    from export.clip_tokenizer import make_tokenizer, read_tokenizer, vocabulary_of  # noqa: PLC0415 -- transformers takes seconds
+
+    if config.model_type != "owlv2":
+        raise ExportError(f"{config.model_type} looks for phrases in a way that is not served; OWLv2 is.")
+    if request.activation is not None or request.labels is not None or request.num_classes is not None:
+        raise ExportError("OWLv2 has phrases in place of classes; leave --activation, --labels and --num-classes out.")
+    if request.precision != "fp32":
+        raise ExportError("OWLv2 is exported in fp32 alone; leave --precision out.")
+    library = _build(transformers.AutoModelForZeroShotObjectDetection, request, identifier, config)
+    vocabulary = vocabulary_of(make_tokenizer() if request.weights == "random" else read_tokenizer(identifier))
+    if vocabulary.size > config.text_config.vocab_size:
+        raise ExportError(f"The tokenizer has {vocabulary.size} tokens, the network knows {config.text_config.vocab_size}.")
+    network = PhraseDetector(library, vocabulary)
+    network.requires_grad_(False)
+    network.ask(short_phrases(vocabulary, network.length, PLACES))
+    # Black, below and to the right: unlike what its paper's predecessor did, and older releases of the library.
+    preprocessing = _frame(transformers, identifier, config, request.preprocessing, letterbox=True)
+    preprocessing = preprocessing.model_copy(update={"fill": (0, 0, 0)})
+    report = None
+    if request.weights == "random":
+        measure_detector(network, preprocessing)
+        informative_phrase_detector(network, preprocessing, request.seed)
+    elif request.weights == "checkpoint" and request.checkpoint is not None:
+        report = load_weights(library, read_checkpoint(request.checkpoint, library))
+    return LoadedDetector(
+        network=network,
+        preprocessing=preprocessing,
+        detection=measure_detector(network, preprocessing),
+        labels=(),
+        source=_source(request, identifier, config, report),
+        weights=report,
+        vocabulary=vocabulary,
+        text=vocabulary.text(network.length, phrases=PLACES),
     )
 
 

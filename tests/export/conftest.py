@@ -1,6 +1,7 @@
 """The small engines that the tests of the later stages share: exporting them takes longer than what they test."""
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -24,19 +25,27 @@ def made(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engi
 
 
 @pytest.fixture(scope="session")
-def made_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedDetector, Fused, Engine]:
-    """A narrow ViDT+, which has everything that a detector can have: masks, and padding that it masks."""
-    return make_detector("vidt_plus", tmp_path_factory.mktemp("detector"))
+def narrow_detectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LoadedDetector, Fused, Engine]]:
+    """Gives a narrow detector by the name of its family, exported when it is first asked for."""
+
+    @cache
+    def make(name: str) -> tuple[LoadedDetector, Fused, Engine]:
+        directory = tmp_path_factory.mktemp(name)
+        loaded = load(DETECTORS[name].request(directory))
+        assert isinstance(loaded, LoadedDetector)
+        fused = fuse_detector(loaded)
+        return loaded, fused, to_onnx(fused, directory / "model.onnx", "fp32")
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def made_proposing(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedDetector, Fused, Engine]:
+def made_detector(narrow_detectors: Callable[[str], tuple[LoadedDetector, Fused, Engine]]) -> tuple[LoadedDetector, Fused, Engine]:
+    """A narrow ViDT+, which has everything that a detector can have: masks, and padding that it masks."""
+    return narrow_detectors("vidt_plus")
+
+
+@pytest.fixture(scope="session")
+def made_proposing(narrow_detectors: Callable[[str], tuple[LoadedDetector, Fused, Engine]]) -> tuple[LoadedDetector, Fused, Engine]:
     """A narrow RT-DETR, whose queries start from places that it chooses."""
-    return make_detector("rt_detr", tmp_path_factory.mktemp("proposing"))
-
-
-def make_detector(name: str, directory: Path) -> tuple[LoadedDetector, Fused, Engine]:
-    loaded = load(DETECTORS[name].request(directory))
-    assert isinstance(loaded, LoadedDetector)
-    fused = fuse_detector(loaded)
-    return loaded, fused, to_onnx(fused, directory / "model.onnx", "fp32")
+    return narrow_detectors("rt_detr")

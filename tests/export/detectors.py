@@ -30,6 +30,8 @@ class DetectorFamily:
     processor: dict[str, Any] | None = None
     published: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] = SIZE
+    published_size: tuple[int, int] = (512, 512)
+    phrases: bool = False
     rewrites: frozenset[str] = frozenset()
 
     def request(self, directory: Path, *, published: bool = False, **fields: Any) -> ExportRequest:
@@ -38,7 +40,9 @@ class DetectorFamily:
         described: dict[str, Any] = {"source": self.name, "model_args": arguments, "num_classes": None if published else CLASSES}
         if self.processor is not None:
             described |= {"source": f"transformers/{self.describe(directory, published=published)}", "model_args": {}}
-        size = (512, 512) if published else self.size
+        if self.phrases:
+            described["num_classes"] = None
+        size = self.published_size if published else self.size
         described["preprocessing"] = PreprocessingOverrides(input_size=size)
         defaults = {"repository": directory / "repository", "name": self.name.replace("_", "-"), "weights": "random"}
         return ExportRequest(**described | defaults | fields)
@@ -75,6 +79,8 @@ _DECODER = {
     "decoder_ffn_dim": 48,
 }
 
+
+_ENCODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 DETECTORS: dict[str, DetectorFamily] = {
     family.name: family
@@ -171,6 +177,25 @@ DETECTORS: dict[str, DetectorFamily] = {
             },
             processor=_processor("YolosImageProcessor"),
             rewrites=frozenset(("yolos-baked-positions",)),
+        ),
+        DetectorFamily(
+            "owlv2",
+            {
+                "text_config": _ENCODER | {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513},
+                "vision_config": _ENCODER | {"image_size": 96, "patch_size": 16},
+                "projection_dim": 32,
+            },
+            processor={
+                "image_processor_type": "Owlv2ImageProcessor",
+                "size": {"height": 960, "width": 960},
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "resample": 2,
+            },
+            published={"vision_config": {"image_size": 960}},  # google/owlv2-base-patch16
+            size=(96, 96),
+            published_size=(960, 960),
+            phrases=True,
         ),
     )
 }

@@ -1,6 +1,6 @@
 """Every detector, from the paper's network to the engine: the queries and the rows of torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from export import architectures
 from export.fuse import fuse
 from export.informative import sample_images
 from export.load import load
+from export.phrase_detector import PhraseDetector
 from export.row_agreement import TOLERANCES, Told, box_distance, compare_queries, compare_rows
 from export.spec import Engine, ExportError, Fused, LoadedDetector, image_tensor
 from export.to_onnx import to_onnx
@@ -47,6 +48,8 @@ class Exported:
         shares = np.linspace(0.4, 1.0, 8)
         content = np.stack([np.round(frame[0] * shares), np.round(frame[1] * shares[::-1])], 1).astype(np.int32)
         inputs = {"image": sample_images(self.loaded.preprocessing, 8, seed=1).numpy(), "content": content}
+        if isinstance(self.loaded.network, PhraseDetector):
+            inputs["input_ids"] = self.loaded.network.asked.expand(8, -1, -1).numpy()
         return {spec.name: inputs[spec.name] for spec in self.engine.interface.inputs}
 
     @cached_property
@@ -71,8 +74,15 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=NARROW + PUBLISHED)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+def exported(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    narrow_detectors: Callable[[str], tuple[LoadedDetector, Fused, Engine]],
+) -> Iterator[Exported]:
     family, published = request.param
+    if not published:
+        yield Exported(family, *narrow_detectors(family.name))
+        return
     directory: Path = tmp_path_factory.mktemp(family.name)
     loaded = load(family.request(directory, published=published))
     assert isinstance(loaded, LoadedDetector)
@@ -133,6 +143,8 @@ def test_engine_keeps_the_contract(exported: Exported) -> None:
     outputs.append(("classes", TensorProto.INT64, ["batch", rows]))
     if detection.content:
         inputs.append(("content", TensorProto.INT32, ["batch", 2]))
+    if exported.loaded.text is not None:
+        inputs.append(("input_ids", TensorProto.INT64, ["batch", exported.loaded.text.phrases, exported.loaded.text.length]))
     if detection.masks is not None:
         outputs.append(("masks", TensorProto.FLOAT, ["batch", rows, detection.masks.count]))
     assert [describe(value) for value in graph.input] == inputs
