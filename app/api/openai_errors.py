@@ -1,0 +1,69 @@
+"""Errors on routes that speak OpenAI's protocol: `{"error": {...}}` as its clients read it, with the statuses of `errors.py`."""
+
+import logging
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import errors
+from app.api.errors import log_failure, status_of
+
+log = logging.getLogger("vitrine.api")
+
+UNFORESEEN = "Something went wrong in the server; its log says more under this request id."
+
+
+def openai_error(error: errors.VitrineError) -> dict[str, Any]:
+    """The whole body: `message` and `code` are those of `error`, `param` names the field at fault or is null.
+
+    `type` is one of OpenAI's: `invalid_request_error`, `rate_limit_error` where the server is full, `server_error`.
+    """
+    return _body(error.detail, _type(status_of(error)), error.field, error.code)
+
+
+def openai_error_response(error: errors.VitrineError, request_id: str) -> Response:
+    """`error` as an answer; what is not the client's doing goes to the log under `request_id`."""
+    log_failure(error, request_id)
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, errors.CapacityError) else None
+    return _response(openai_error(error), status_of(error), headers)
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors have OpenAI's shape, those that nobody foresaw too: `APIRouter(route_class=OpenAIRoute)`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except errors.VitrineError as error:
+                return openai_error_response(error, request.state.request_id)
+            except (HTTPException, RequestValidationError):
+                raise
+            except Exception:
+                log.exception("request %s failed", request.state.request_id)
+                return _response(_body(UNFORESEEN, _type(500), None, errors.VitrineError.code), 500)
+
+        return handler
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _response(body: dict[str, Any], status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, "application/json")
