@@ -41,7 +41,7 @@ async def check_golden(backend: Backend, entry: Entry) -> None:
             if not np.mean(~(difference <= example.tolerance)) <= example.outliers:
                 share = f" in all but {example.outliers:.2%} of the values" if example.outliers else ""
                 raise ManifestError(
-                    f"{entry} does not reproduce {example.image or example.inputs}: {name} is off by {difference.max():.3g}, "
+                    f"{entry} does not reproduce {_name(example)}: {name} is off by {difference.max():.3g}, "
                     f"allowed are {example.tolerance:.3g}{share}; the engine or its runtime differs from what was verified"
                 )
 
@@ -51,23 +51,29 @@ def _read(entry: Entry, example: GoldenExample) -> tuple[Arrays, Arrays]:
     try:
         return _read_inputs(entry, example), _read_arrays(entry.path / example.outputs)
     except Exception as error:  # NumPy raises BadZipFile, EOFError, ValueError and more on broken archives
-        raise ManifestError(f"golden example {example.image or example.inputs} of {entry} cannot be read: {error}") from error
+        raise ManifestError(f"golden example {_name(example)} of {entry} cannot be read: {error}") from error
 
 
 def _read_inputs(entry: Entry, example: GoldenExample) -> Arrays:
     if example.inputs is not None:
         return _read_arrays(entry.path / example.inputs)
-    image, info = decode(open_image((entry.path / str(example.image)).read_bytes(), DecodeLimits()))
-    preprocessing, original = entry.manifest.preprocessing, (info.width, info.height)
-    inputs: Arrays = {"image": resize(image, preprocessing, original)[None]}
-    if entry.manifest.detection is not None and entry.manifest.detection.content:
-        inputs["content"] = np.array([content_size(*original, preprocessing)], np.int32)
+    inputs: Arrays = {}
+    if example.image is not None:
+        image, info = decode(open_image((entry.path / example.image).read_bytes(), DecodeLimits()))
+        preprocessing, original = entry.manifest.preprocessing, (info.width, info.height)
+        inputs["image"] = resize(image, preprocessing, original)[None]
+        if entry.manifest.detection is not None and entry.manifest.detection.content:
+            inputs["content"] = np.array([content_size(*original, preprocessing)], np.int32)
     if example.phrase is not None and entry.manifest.detection is not None:
         inputs["input_ids"] = phrase_tokenizer(entry).encode_together([example.phrase], "phrases")
     elif example.phrase is not None:
         phrase = phrase_tokenizer(entry).encode(example.phrase)
         inputs |= {"input_ids": phrase.input_ids[None], "attention_mask": phrase.attention_mask[None]}
-    return inputs
+    return {spec.name: inputs[spec.name] for spec in entry.manifest.inputs}
+
+
+def _name(example: GoldenExample) -> str:
+    return str(example.image or example.inputs or example.phrase)
 
 
 def _read_arrays(file: Path) -> Arrays:

@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from app import __version__, logs, metrics
 from app.admission import Admission, PixelBudget
 from app.api import errors, status
+from app.api.embeddings import embeddings_router
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
 from app.api.middleware import DirectPosts, RequestIds
@@ -38,6 +39,7 @@ from app.pipeline import Pipeline
 from app.settings import Settings
 from app.tasks import TASKS
 from app.telemetry import Tracing
+from app.text_vectors import TextVectors
 
 log = logging.getLogger("vitrine")
 
@@ -54,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         "classify": settings.default_classify,
         "detect": settings.default_detect,
         "ground": settings.default_ground,
+        **dict.fromkeys(("embed", "similarity"), settings.default_embed),
         **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
     }
     smoke = _no_smoke if settings.backend == "fake" else check_golden
@@ -69,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
         pipeline=pipeline,
+        texts=TextVectors(pipeline, settings.text_cache, settings.max_texts),
         catalog=catalog,
         fetching=FetchPolicy(settings.allow_urls, settings.url_hosts, settings.url_timeout, settings.max_body_bytes),
         defaults=defaults,
@@ -110,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
     endpoints = task_endpoints(services)
     app.add_middleware(DirectPosts, endpoints=endpoints)
     app.add_middleware(RequestIds)
-    for router in (task_router(endpoints), model_router(services), health_router(services)):
+    for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)
     status.install(app)
     return app

@@ -23,7 +23,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Role = Literal["classify", "tokenize", "detokenize", "detect", "ground"]
+Role = Literal["classify", "tokenize", "detokenize", "detect", "ground", "image", "text"]
 
 
 class ManifestError(Exception):
@@ -101,7 +101,7 @@ class Preprocessing(Record):
 class Source(Record):
     """Where the network and its weights came from."""
 
-    library: Literal["timm", "transformers", "python", "onnx", "vitrine"]
+    library: Literal["timm", "transformers", "open_clip", "python", "onnx", "vitrine"]
     architecture: str
     arguments: dict[str, Any] = {}
     weights: Literal["pretrained", "checkpoint", "random", "embedded"]
@@ -206,13 +206,16 @@ class Detection(Record):
 
 
 class Text(Record):
-    """How phrases become the tensors `input_ids` and `attention_mask`, int64 [B,length]; done by `app/text.py`.
+    """How a phrase becomes the tensors `input_ids` and, where the engine takes it, `attention_mask`, int64 [B,length]; done by
+    `app/text.py`.
 
     An engine that looks for several `phrases` at once takes `input_ids` int64 [B,phrases,length] alone; those that are not needed
     are all 0, and nothing is found for them.
 
     The tokenizer's file is one of Hugging Face's `tokenizers`. Normalisation (lower case, accents, control characters), the split
-    into words and the special tokens around them are its own.
+    into words and the special tokens around them are its own. `clean` is what open_clip does to a text before that: broken
+    Unicode and HTML entities are mended and white space becomes one space each; then `lower` case, or `canonicalize`, which also
+    drops punctuation.
     """
 
     tokenizer: ArtifactFile
@@ -222,13 +225,26 @@ class Text(Record):
     too_long: Literal["refuse", "truncate"] = Field(
         "refuse", description="a phrase of more ids is an error, or loses its last words"
     )
+    clean: Literal["lower", "whitespace", "canonicalize"] | None = None
+
+
+class Embedding(Record):
+    """What the vectors of a dual encoder mean: `embedding` float32 [B,dimensions] of unit length, of its images and of its texts.
+
+    How well an image and a text fit is `scale` times the product of their vectors. `softmax` over the texts makes probabilities of
+    it; or a `sigmoid` for each text alone, of what it is with the `bias` added.
+    """
+
+    dimensions: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    bias: float = 0.0
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
 class GoldenExample(Record):
     """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
 
-    The input is an image that is decoded and resized, with a `phrase` where the engine reads one, or for an engine that takes no
-    image the `.npz` of its tensors.
+    The input is an image that is decoded and resized, a `phrase`, both where the engine takes both, or the `.npz` of its tensors.
     """
 
     image: RelativePath | None = None
@@ -240,8 +256,8 @@ class GoldenExample(Record):
 
     @model_validator(mode="after")
     def _has_one_input(self) -> "GoldenExample":
-        if (self.image is None) == (self.inputs is None):
-            raise ValueError("give either an image or inputs")
+        if ((self.image is None) and (self.phrase is None)) == (self.inputs is None):
+            raise ValueError("give either an image or a phrase, or inputs")
         return self
 
 
@@ -262,6 +278,7 @@ class Manifest(Record):
     codebook: Codebook | None = None
     detection: Detection | None = None
     text: Text | None = None
+    embedding: Embedding | None = None
     source: Source
     precision: Precision
     parameters: int
@@ -280,10 +297,12 @@ class Manifest(Record):
     def _says_what_its_answers_mean(self) -> "Manifest":
         if self.role == "detect" and self.detection is None:
             raise ValueError("an engine for detect needs its detection")
-        if self.role == "ground" and self.text is None:
-            raise ValueError("an engine for ground needs its text")
         if self.role == "detect" and self.text is not None and self.text.phrases is None:
             raise ValueError("an engine for detect that takes phrases says how many")
+        if self.role in ("ground", "text") and self.text is None:
+            raise ValueError(f"an engine for {self.role} needs its text")
+        if self.role in ("image", "text") and self.embedding is None:
+            raise ValueError("an engine of a dual encoder needs its embedding")
         return self
 
     @property

@@ -76,6 +76,8 @@ MODEL_INFO = Gauge(
     ("model", "version", "engine", "precision"),
     multiprocess_mode="livemax",
 )
+TEXTS = Counter("vitrine_texts", "Texts whose vectors were asked for, by whether they were still kept.", ("kept",))
+TEXTS_EVICTED = Counter("vitrine_texts_evicted", "Texts whose vectors were given up for others.")
 BACKEND_UP = Gauge(
     "vitrine_backend_up", "1 when the inference backend can compute.", ("backend",), multiprocess_mode="livemostrecent"
 )
@@ -116,6 +118,12 @@ def count_images(task: str, model: str, answered: int, failed: Iterable[errors.V
         IMAGE_FAILURES.labels(error.code).inc()
 
 
+def count_texts(hits: int, misses: int) -> None:
+    """The texts of one request: how many vectors of them were kept from before, and how many were made."""
+    TEXTS.labels("yes").inc(hits)
+    TEXTS.labels("no").inc(misses)
+
+
 def count_refusal(error: errors.CapacityError) -> None:
     REJECTED.labels(error.reason).inc()
 
@@ -134,6 +142,7 @@ def begin(tasks: Iterable[str]) -> None:
         IMAGE_FAILURES.labels(error.code)
     for image_format in FORMATS:
         DECODE_FAILURES.labels(image_format)
+    count_texts(0, 0)
     for task in tasks:
         for status in FAILURES_WITHOUT_MODEL:
             _request(task, "", status)

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     )
     default_detect: str = Field("", description="model that answers /v1/detect when none is named")
     default_ground: str = Field("", description="model that answers /v1/ground when none is named")
+    default_embed: str = Field(
+        "", description="model that answers /v1/embed, /v1/embeddings, /v1/similarity and labels on /v1/classify when none is named"
+    )
     preload: bool = Field(True, description="load the default models before the server is ready")
 
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
@@ -97,6 +100,8 @@ class Settings(BaseSettings):
 
     max_requests: Count = Field(256, description="requests in flight; more are answered 429")
     max_images: Count = Field(32, description="images in one request")
+    max_texts: Count = Field(2048, description="texts in one request; labels times templates where they are classified")
+    text_cache: int = Field(10_000, ge=0, description="texts whose vectors are kept, 2 to 4 KiB each; of every worker")
     max_body_bytes: Count = Field(32 * 1024 * 1024, description="size of one request body")
     max_body_bytes_in_flight: Count = Field(512 * 1024 * 1024, description="request bodies in memory, all together")
     max_image_pixels: Count = Field(64_000_000, description="width x height of one image")

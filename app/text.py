@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from app.clean import cleaner
 from app.errors import InvalidValueError
 from app.manifest import Entry, ManifestError, Text
 
@@ -42,6 +43,7 @@ class PhraseTokenizer:
         if padding is None:
             raise ManifestError(f"{file.name} has no token of the id {text.padding_id}, with which phrases are padded")
         self.text = text
+        self._clean = cleaner(text.clean)
         self._tokenizer.enable_padding(length=text.length, pad_id=text.padding_id, pad_token=padding)
         if text.too_long == "truncate":
             self._tokenizer.enable_truncation(text.length)
@@ -75,7 +77,7 @@ class PhraseTokenizer:
             phrase.encode()
         except UnicodeEncodeError as error:
             raise InvalidValueError("The phrase has half of a surrogate pair, which is no character.", field=field) from error
-        found = self._tokenizer.encode(phrase)
+        found = self._tokenizer.encode(self._clean(phrase))
         if all(found.special_tokens_mask):
             raise InvalidValueError("The phrase is empty; say in words what to look for.", field=field)
         ids, mask = np.array(found.ids, np.int64), np.array(found.attention_mask, np.int64)

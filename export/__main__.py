@@ -21,7 +21,10 @@ _EPILOG = (
     "Exit codes: 0 published, 1 cannot be exported, 2 wrong usage or a tool is missing, 3 verification failed. "
     "`python -m export eval --help`: measure a published model on your own data."
 )
-_SOURCE = "timm/NAME[.TAG], transformers/PATH_OR_ID, python/FILE.py:factory, onnx/FILE, or a NAME of export/architectures."
+_SOURCE = (
+    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, "
+    "or a NAME of export/architectures."
+)
 
 _WEIGHTS = "Weights (say which)"
 _NETWORK = "Network"

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from app.manifest import Codebook, Detection, Preprocessing
 from export.detector import Detector
+from export.dual_encoder import DualEncoder
 from export.grounder import Grounder
 from export.informative import sample_images
-from export.spec import ExportError, Vocabulary, image_tensor
+from export.spec import CleanedVocabulary, ExportError, Vocabulary, image_tensor
 from export.tokenizer import Tokenizer
 
 
@@ -121,3 +122,29 @@ def check_grounder(network: Grounder, preprocessing: Preprocessing, vocabulary: 
         raise ExportError(f"The network fails on images of {size} with {network.length} tokens: {error}") from error
     if boxes.shape != (2, 4) or not torch.isfinite(boxes).all():
         raise ExportError(f"The network gives {list(boxes.shape)} for 2 images and phrases; it must give finite boxes [B,4].")
+
+
+def measure_dual_encoder(network: DualEncoder, preprocessing: Preprocessing, vocabulary: CleanedVocabulary) -> int:
+    """Run two images and two texts through `network` in eval mode and give the number of dimensions of their vectors.
+
+    Raises:
+        ExportError: the network does not know all ids of the tokenizer, fails on the input size, or gives vectors that do not fit.
+    """
+    if vocabulary.size > network.vocabulary:
+        raise ExportError(
+            f"The tokenizer has {vocabulary.size} tokens, the network knows {network.vocabulary}; they do not go together."
+        )
+    images = image_tensor(sample_images(preprocessing, 2, seed=0), preprocessing)
+    ids = torch.from_numpy(vocabulary.rows(["a photo", "another one"]))
+    try:
+        with torch.no_grad():
+            seen, read = network.eval().encode_images(images), network.encode_texts(ids)
+    except Exception as error:
+        size = f"{preprocessing.height}x{preprocessing.width}"
+        raise ExportError(f"The network fails on images of {size} or texts of {network.length} tokens: {error}") from error
+    if seen.ndim != 2 or seen.shape != read.shape or not torch.isfinite(torch.stack([seen, read])).all():
+        raise ExportError(
+            f"The network gives {list(seen.shape)} for 2 images and {list(read.shape)} for 2 texts; "
+            "they must be finite vectors of one size."
+        )
+    return seen.shape[1]

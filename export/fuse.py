@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from app.manifest import Preprocessing, TensorSpec
 from export.compose import compose_classifier
 from export.fuse_detector import fuse_detector
+from export.fuse_dual_encoder import fuse_dual_encoder
 from export.fuse_grounder import fuse_grounder
 from export.fuse_tokenizer import fuse_tokenizer
 from export.onnx_network import OnnxNetwork
@@ -22,6 +23,7 @@ from export.spec import (
     Interface,
     Loaded,
     LoadedDetector,
+    LoadedDualEncoder,
     LoadedGrounder,
     LoadedTokenizer,
     Reference,
@@ -60,6 +62,8 @@ def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
         return fuse_tokenizer(loaded)
     if isinstance(loaded, LoadedDetector):
         return (fuse_detector(loaded),)
+    if isinstance(loaded, LoadedDualEncoder):
+        return fuse_dual_encoder(loaded)
     return (fuse_grounder(loaded) if isinstance(loaded, LoadedGrounder) else fuse_classifier(loaded),)
 
 

@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from app.manifest import Preprocessing
 from export.detector import Detector
+from export.dual_encoder import DualEncoder
 from export.grounder import Grounder
 from export.phrase_detector import PhraseDetector
 from export.phrases import grounding_phrases
-from export.spec import ExportError, Vocabulary, image_tensor
+from export.spec import CleanedVocabulary, ExportError, Vocabulary, image_tensor
 from export.tokenizer import Tokenizer
 
 _LOGIT_STD = 3.0
@@ -138,6 +139,38 @@ def informative_grounder(network: Grounder, preprocessing: Preprocessing, vocabu
     head = ran[-1]
     head.weight *= _BOX_STD / spread
     head.bias.copy_((head.bias - logits.mean(0)) * _BOX_STD / spread)
+
+
+@torch.no_grad()
+def informative_dual_encoder(network: DualEncoder, preprocessing: Preprocessing, vocabulary: CleanedVocabulary, seed: int) -> None:
+    """Redraw every parameter of `network` in place, scale and bias apart; what the vectors of all images, or of all texts, have in
+    common is taken out of them, since vectors of unit length that differ little from one another would hide most faults.
+
+    Raises:
+        ExportError: vectors do not stay finite, or do not depend on image and text.
+    """
+    random = torch.Generator().manual_seed(seed)
+    single = [(parameter, parameter.clone()) for parameter in network.parameters() if parameter.numel() == 1]
+    _redraw_parameters(network, random)
+    for parameter, value in single:
+        parameter.copy_(value)
+    images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
+    _settle_batch_norms(network.image_tower, images, random)
+    ids = torch.from_numpy(vocabulary.rows(grounding_phrases()[:8]))
+    for features, layer in zip((network.image_features(images), network.text_features(ids)), network.last_layers, strict=True):
+        if not torch.isfinite(features).all() or features.std(0).mean() < 1e-6:
+            raise ExportError("With random weights the network's vectors are not finite or do not depend on image and text.")
+        _centre(layer, features.mean(0))
+
+
+def _centre(layer: nn.Linear | nn.Parameter, mean: Tensor) -> None:
+    """Take the `mean` [D] out of what a layer gives: off its bias, or else, of weights alone, that direction out of all of them."""
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        layer.bias -= mean
+        return
+    direction = mean / mean.norm()
+    weight = layer.weight.T if isinstance(layer, nn.Linear) else layer  # [width,D]
+    weight -= torch.outer(weight @ direction, direction)
 
 
 def _draw_codes(latents: Tensor, count: int, random: torch.Generator) -> Tensor:

@@ -7,9 +7,9 @@ from importlib import import_module
 from export import architectures
 from export.spec import AnyLoaded, ExportError, ExportRequest
 
-_KINDS = ("timm", "transformers", "python", "onnx")
+_KINDS = ("timm", "transformers", "open_clip", "python", "onnx")
 _FORMS = (
-    "timm/NAME[.TAG], transformers/PATH_OR_ID, python/FILE.py:factory, onnx/FILE, "
+    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, "
     "or the NAME of a file in export/architectures ({names})"
 )
 
@@ -44,6 +44,8 @@ def _check_precision(request: ExportRequest) -> None:
 
 def _check_reading(request: ExportRequest, kind: str, identifier: str) -> None:
     """A tokenizer is for networks that read phrases."""
+    if kind == "open_clip" and request.long_phrases is None:
+        return
     reads = kind == "architecture" and architectures.task_of(architectures.find(identifier)) == "ground"
     if not reads and (request.tokenizer is not None or request.long_phrases is not None):
         raise ExportError(f"{request.source} reads no phrases; leave --tokenizer and --long-phrases out.")

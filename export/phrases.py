@@ -1,5 +1,6 @@
 """Phrases for networks that read: those a random vocabulary is trained on, and those that tokenizers are compared on."""
 
+import html
 import itertools
 import random
 import unicodedata
@@ -74,6 +75,33 @@ def difficult_phrases() -> tuple[str, ...]:
     draw = random.Random(1)  # noqa: S311 -- seeded on purpose
     mixed = (draw.choice((" ", "", "  ", "-")).join(draw.choices(words, k=draw.randint(1, 14))) for _ in itertools.count())
     return tuple(itertools.islice(filter(_says_something, itertools.chain(whole, mixed)), 1500))
+
+
+def broken_texts() -> tuple[str, ...]:
+    """400 more strings as the web has them: decoded wrongly, once or twice, with entities, curly quotes, ligatures, full-width
+    letters, contractions, and special tokens of CLIP spelled out."""
+    lines = [*_ELSEWHERE, *_TROUBLE[:20], *grounding_phrases()[:40]]
+    wrongly = [line.encode().decode(code, "replace") for line in lines for code in ("latin-1", "cp1252", "cp437")]
+    twice = [line.encode().decode("latin-1").encode().decode("latin-1") for line in lines[:20]]
+    escaped = [html.escape(f"<i>{line}</i> & “{line}”") for line in lines]
+    whole = [
+        *(
+            "I’m sure it's the dogs' & she'll've DON'T we'd",
+            "‘single’ “double” ﬁne ﬂow ﬆ",
+            "ＦＵＬＬ　ｗｉｄｔｈ １２３",
+            "a\u0301\u0327 q\u0308",
+        ),
+        *("<start_of_text>", "<END_OF_TEXT> after", "x<start_of_text>y", "!!<end_of_text>!!", "<start_of_text><end_of_text>"),
+        *(
+            "100% of 3.14159 in 2024-01-31, 10:45",
+            "snake_case and CamelCase_words __init__",
+            "e-mail@host.example/path?x=1&amp;y=2",
+        ),
+        *("&amp;amp;lt;b&amp;gt;", "&#128512; &#x1F600;", "\x1b[31mred\x1b[0m", "tab\tnew\nline", "ſ 'ſ 'S 'T K Å", "ǅ İ ı ẞ"),
+    ]
+    return tuple(
+        filter(_says_something, itertools.islice(itertools.chain(whole, wrongly, twice, map(html.escape, escaped), escaped), 400))
+    )
 
 
 def _says_something(phrase: str) -> bool:

@@ -24,7 +24,7 @@ _STAGES = {
 }
 _TOLD = (
     *("logits", "probabilities", "agreement", "level", "margin", "codes", "boxes", "scores", "masks"),
-    *("strings", "box"),
+    *("strings", "box", "cosine", "vectors"),
 )  # ends of the names of the checks that the summary shows
 NEXT: dict[str, str] = {
     "classify": "classify PHOTO",
@@ -100,6 +100,8 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
         yield "tokens", _tokens(manifest.codebook)
     elif manifest.detection is not None:
         yield "rows", _detections(manifest.detection, labelled=bool(manifest.labels))
+    elif manifest.embedding is not None:
+        yield "vectors", _vectors(published.manifests[-1])
     elif manifest.text is not None:
         yield "phrases", f"of at most {manifest.text.length} tokens; longer ones are {_LONG_PHRASES[manifest.text.too_long]}"
     else:
@@ -133,6 +135,18 @@ def _detections(detection: Detection, *, labelled: bool) -> str:
     classes = f"{detection.classes} classes {'with' if labelled else 'without'} labels"
     return (
         f"the best {detection.queries}, of {classes}, {detection.score}{masks}; padding {'' if detection.content else 'not '}masked"
+    )
+
+
+def _vectors(manifest: Manifest) -> str:
+    """Of the engine for texts."""
+    embedding, text = manifest.embedding, manifest.text
+    assert embedding is not None
+    assert text is not None
+    bias = f" and bias {embedding.bias:g}" if embedding.bias else ""
+    return (
+        f"{embedding.dimensions} dimensions, {embedding.activation} of scale {embedding.scale:.4g}{bias}; "
+        f"texts of at most {text.length} tokens, longer ones are cut off"
     )
 
 

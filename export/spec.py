@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from app.clean import Cleaning
 from app.manifest import (
     ArtifactFile,
     Codebook,
     Detection,
+    Embedding,
     Interpolation,
     Manifest,
     Precision,
@@ -29,6 +31,7 @@ from app.manifest import (
     Verification,
 )
 from export.detector import Detector
+from export.dual_encoder import DualEncoder
 from export.grounder import Grounder
 from export.tokenizer import Tokenizer
 
@@ -220,6 +223,55 @@ class LoadedGrounder:
 
 
 @dataclass(frozen=True)
+class CleanedVocabulary:
+    """A tokenizer of open_clip. `file` is a `tokenizer.json` that gives the same ids of a text cleaned as `clean` says.
+
+    The reference of a verification is open_clip's own: `rows` gives the ids int64 [texts,length], cut and padded, `count` how many
+    a text has before it is cut, special tokens included.
+    """
+
+    file: bytes
+    size: int
+    padding_id: int
+    clean: Cleaning
+    rows: Callable[[Sequence[str]], NDArray[np.int64]]
+    count: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class LoadedDualEncoder:
+    """load -> fuse: a network with a tower for images and one for texts in eval mode, and all that is known about it."""
+
+    network: DualEncoder
+    preprocessing: Preprocessing
+    vocabulary: CleanedVocabulary
+    embedding: Embedding
+    source: Source
+    weights: WeightsReport | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifest says of the vectors, and of the texts."""
+        content = self.vocabulary.file
+        text = Text(
+            tokenizer=ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(content).hexdigest(), size=len(content)),
+            length=self.network.length,
+            padding_id=self.vocabulary.padding_id,
+            too_long="truncate",
+            clean=self.vocabulary.clean,
+        )
+        return {"embedding": self.embedding, "text": text}
+
+
+@dataclass(frozen=True)
+class DualReference:
+    """What the engines of a dual encoder are held against: the network before any rewriting, and open_clip's tokenizer."""
+
+    network: DualEncoder
+    vocabulary: CleanedVocabulary
+
+
+@dataclass(frozen=True)
 class GroundingReference:
     """What a grounding engine is held against: the network before any rewriting, and the library's tokenizer."""
 
@@ -227,7 +279,7 @@ class GroundingReference:
     vocabulary: Vocabulary
 
 
-AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector | LoadedGrounder
+AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector | LoadedGrounder | LoadedDualEncoder
 
 
 @dataclass(frozen=True)
@@ -250,7 +302,7 @@ class Fused:
 
     graph: nn.Module | onnx.ModelProto
     interface: Interface
-    reference: "Reference | Tokenizer | Detector | GroundingReference"
+    reference: "Reference | Tokenizer | Detector | GroundingReference | DualReference"
     parameters: int
     rewrites: tuple[str, ...] = ()
     exact_tail: bool = False

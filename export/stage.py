@@ -13,7 +13,18 @@ from app.manifest import NAME_PATTERN, ArtifactFile, EngineSpec, Manifest
 from export.config import CONFIG_FILE, render_config
 from export.files import write_manifest, writing
 from export.golden import travelling
-from export.spec import TOKENIZER_FILE, AnyLoaded, Build, Engine, ExportError, ExportRequest, LoadedDetector, LoadedGrounder, Staged
+from export.spec import (
+    TOKENIZER_FILE,
+    AnyLoaded,
+    Build,
+    Engine,
+    ExportError,
+    ExportRequest,
+    LoadedDetector,
+    LoadedDualEncoder,
+    LoadedGrounder,
+    Staged,
+)
 
 GOLDEN = "golden"
 
@@ -39,9 +50,10 @@ def stage(engines: Sequence[Engine], loaded: AnyLoaded, request: ExportRequest) 
             manifests = [_describe(name, engine, build, loaded, request) for engine in engines]
             filled = zip(engines, manifests, strict=True)
             staged = tuple(_fill(Path(scratch.name), root, engine, manifest) for engine, manifest in filled)
-            if isinstance(loaded, LoadedGrounder | LoadedDetector) and loaded.vocabulary is not None:
+            if isinstance(loaded, LoadedGrounder | LoadedDetector | LoadedDualEncoder) and loaded.vocabulary is not None:
                 for part in staged:
-                    (part.path / TOKENIZER_FILE).write_bytes(loaded.vocabulary.file)
+                    if part.manifest.text is not None:
+                        (part.path / TOKENIZER_FILE).write_bytes(loaded.vocabulary.file)
         yield staged
 
 
@@ -78,6 +90,7 @@ def _build(engines: Sequence[Engine]) -> Build:
 def _describe(name: str, engine: Engine, build: Build, loaded: AnyLoaded, request: ExportRequest) -> Manifest:
     """The manifest as far as it is known before verification."""
     artifact = _artifact(engine.path, f"model{engine.path.suffix}")
+    reads = any(spec.name == "input_ids" for spec in engine.interface.inputs)
     return Manifest(
         model=name,
         role=engine.interface.role,
@@ -96,7 +109,7 @@ def _describe(name: str, engine: Engine, build: Build, loaded: AnyLoaded, reques
         inputs=engine.interface.inputs,
         outputs=engine.interface.outputs,
         preprocessing=loaded.preprocessing.model_copy(update={"scaled_decoding": False}),
-        **loaded.answers,
+        **{name: answer for name, answer in loaded.answers.items() if reads or name != "text"},
         source=loaded.source,
         precision=engine.precision,
         parameters=engine.parameters,

@@ -40,6 +40,7 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
         model = ir.serde.deserialize_model(fused.graph)
         common.ShapeInferencePass(strict_mode=False)(model)
     _check_batch(model)
+    _keep_names_apart(model)
     _tidy(model)
     model.graph.name = fused.interface.role
     before_tail = model.graph.outputs.pop() if fused.exact_tail else None
@@ -93,6 +94,14 @@ def _check_batch(model: ir.Model) -> None:
                 f"The network fixes the batch at {value.shape[0]}. In its forward, take the batch size from x.shape[0]; "
                 "len(x) and int(...) make a constant of it."
             )
+
+
+def _keep_names_apart(model: ir.Model) -> None:
+    """The exporter calls values after the operators of torch; where an output has the name of one, the inner value gets another."""
+    outputs = {value.name: value for value in model.graph.outputs}
+    for value in [value for node in model.graph for value in node.outputs]:
+        if value.name in outputs and value is not outputs[value.name]:
+            value.name = f"{value.name}_inside"
 
 
 @contextlib.contextmanager

@@ -25,9 +25,10 @@ from export.golden import GoldenImage, golden_images
 from export.reference import reference_pixels
 from export.runner import Infer, open_engine
 from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
-from export.spec import ExportError, Fused, GroundingReference, Reference, Staged, VerificationError, image_tensor
+from export.spec import DualReference, ExportError, Fused, GroundingReference, Reference, Staged, VerificationError, image_tensor
 from export.tokenizer import Tokenizer
 from export.verify_detector import verify_detector
+from export.verify_dual_encoder import verify_dual_encoder
 from export.verify_grounder import verify_grounder
 from export.verify_tokenizer import verify_tokenizer
 
@@ -36,7 +37,7 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
     """Hold every engine of the build against its reference; `fused` are the graphs that the engines were made of, in their order.
 
     Raises:
-        VerificationError, ExportError: see `verify_classifier`, `verify_tokenizer`, `verify_detector` and `verify_grounder`.
+        VerificationError, ExportError: see `verify_classifier` and the modules of the other tasks.
     """
     reference = fused[0].reference
     if isinstance(reference, Tokenizer):
@@ -45,6 +46,8 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
         return (verify_detector(build[0], reference, fused[0].inner),)
     if isinstance(reference, GroundingReference):
         return (verify_grounder(build[0], reference),)
+    if isinstance(reference, DualReference):
+        return verify_dual_encoder(build, reference)
     return (verify_classifier(build[0], reference),)
 
 

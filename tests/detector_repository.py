@@ -132,7 +132,7 @@ def add_detector(
             helper.make_node("Add", ["all_masks", "no_mask"], ["masks"]),
         ]
     engine = directory / "model.onnx"
-    engine.write_bytes(_engine(nodes, constants, inputs, outputs))
+    engine.write_bytes(make_onnx(nodes, constants, inputs, outputs))
     detection = Detection(
         queries=count, classes=phrases or len(LABELS), score="sigmoid", content=content, masks=MASKS if masks else None
     )
@@ -194,7 +194,7 @@ def add_grounder(
         outputs.append(TensorSpec(name="score", dtype="float32", shape=(-1,)))
         nodes.append(helper.make_node("Div", ["read", "ten"], ["score"]))
     engine = directory / "model.onnx"
-    engine.write_bytes(_engine(nodes, constants, inputs, outputs))
+    engine.write_bytes(make_onnx(nodes, constants, inputs, outputs))
     described = {"role": "ground", "roles": ("ground",), "labels": (), "activation": None, "golden": ()}
     described |= {"inputs": tuple(inputs), "outputs": tuple(outputs), "preprocessing": preprocessing or letterbox("centre")}
     text = Text.model_validate({"tokenizer": artifact(tokenizer), "length": LENGTH, "too_long": too_long})
@@ -212,7 +212,7 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _engine(
+def make_onnx(
     nodes: list[onnx.NodeProto], constants: dict[str, NDArray[Any]], inputs: list[TensorSpec], outputs: list[TensorSpec]
 ) -> bytes:
     """A serialized ONNX model of these nodes."""

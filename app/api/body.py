@@ -84,7 +84,7 @@ def _check_size(size: int, limit: int) -> None:
         raise TooLargeError(f"The body has {size} bytes or more; this server takes {limit}.")
 
 
-def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
+def parse_body(body: bytes, content_type: str, max_images: int, *, needs_image: bool = True) -> Parsed:
     """Tell the three forms apart and take them to pieces.
 
     Raises:
@@ -93,15 +93,17 @@ def parse_body(body: bytes, content_type: str, max_images: int) -> Parsed:
     """
     kind, options = parse_options_header(content_type)
     declared = kind.decode("latin-1")
+    if not body and not needs_image:
+        return Parsed()
     if not body:
         raise MalformedRequestError("The body is empty; send an image as the body, as the form field `image`, or as JSON.")
     if declared == FORM:
         parsed = _parse_multipart(body, options, max_images)
     elif looks_like_json(body, declared):
-        parsed = _parse_json(body, max_images)
+        parsed = _parse_json(body, max_images, needs_image)
     else:
         return Parsed(images=[body], declared=declared)
-    if not parsed.images:
+    if not parsed.images and needs_image:
         raise MalformedRequestError("There is no image in the request; send at least one, in the field `image`.", field="image")
     return parsed
 
@@ -216,19 +218,21 @@ def read_json(body: bytes, example: str) -> dict[str, Any]:
     return document
 
 
-def _parse_json(body: bytes, max_images: int) -> Parsed:
+def _parse_json(body: bytes, max_images: int, needs_image: bool) -> Parsed:
     document = read_json(body, '{"image": {"base64": "..."}}')
     single, many = document.pop("image", None), document.pop("images", None)
+    if single is None and many is None and not needs_image:
+        return Parsed(fields=document)
     if (single is None) == (many is None):
         raise MalformedRequestError("Give either `image` or `images`.", field="image")
     if many is not None and not isinstance(many, list):
         raise MalformedRequestError("`images` must be a list.", field="images")
     values = [single] if many is None else many
     _check_count(len(values), max_images)
-    return Parsed(images=[_json_image(value) for value in values], fields=document)
+    return Parsed(images=[json_image(value) for value in values], fields=document)
 
 
-def _json_image(value: object) -> bytes | ImageUrl | InputError:
+def json_image(value: object) -> bytes | ImageUrl | InputError:
     """An image in JSON: {"base64": ...}, {"url": ...}, a data URL or an address. A broken one keeps its place as its error."""
     if isinstance(value, dict) and len(value) == 1 and isinstance(text := next(iter(value.values())), str):
         if "base64" in value:

@@ -12,8 +12,10 @@ from app.tasks.base import AnyTask
 from app.tasks.classify import ClassifyResult
 from app.tasks.detect import DetectResult
 from app.tasks.detokenize import DetokenizeResult
+from app.tasks.embed import EmbedResult
 from app.tasks.ground import GroundResult
 from app.tasks.reconstruct import ReconstructResult
+from app.tasks.similarity import SimilarityResult
 from app.tasks.tokenize import TokenizeResult
 
 
@@ -34,7 +36,7 @@ class TaskRoute:
     request: type[schemas.TaskRequest]
     response: type[schemas.TaskResponse]
     encode: Callable[[Any], dict[str, Any]]
-    takes: Literal["images", "tokens"] = "images"
+    takes: Literal["images", "tokens", "images or texts"] = "images"
     heavy: bool = False
     forms: Mapping[str, Form] = field(default_factory=dict)
     headers: Callable[[Sequence[Any]], dict[str, str]] = _no_headers
@@ -89,6 +91,15 @@ def encode_reconstruct(result: ReconstructResult) -> dict[str, Any]:
     return {"reconstruction": reconstruction, "psnr": forms.decibels(result.psnr), "ssim": result.ssim}
 
 
+def encode_embed(result: EmbedResult) -> dict[str, Any]:
+    text = {} if result.tokens is None else {"tokens": result.tokens, "truncated": result.truncated}
+    return {"embedding": result.vector, **text}
+
+
+def encode_similarity(result: SimilarityResult) -> dict[str, Any]:
+    return {"similarities": result.similarities, "probabilities": result.probabilities}
+
+
 TASK_ROUTES = (
     TaskRoute(TASKS["classify"], schemas.ClassifyRequest, schemas.ClassifyResponse, encode_classify),
     TaskRoute(
@@ -133,4 +144,6 @@ TASK_ROUTES = (
         forms=forms.IMAGE_FORMS,
         headers=forms.reconstruct_headers,
     ),
+    TaskRoute(TASKS["embed"], schemas.EmbedRequest, schemas.EmbedResponse, encode_embed, takes="images or texts", heavy=True),
+    TaskRoute(TASKS["similarity"], schemas.SimilarityRequest, schemas.SimilarityResponse, encode_similarity, heavy=True),
 )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.errors import InvalidValueError, TooLargeError
+from app.errors import InvalidValueError, MalformedRequestError, TooLargeError
 from app.tasks.classify import ClassifyOptions
 from app.tasks.detect import DetectOptions
 from app.tasks.ground import GroundOptions
@@ -45,9 +45,25 @@ class TaskRequest(BaseModel):
 
 class ClassifyRequest(TaskRequest):
     top_k: int | None = Field(None, ge=1, description="how many classes to give; by default 5")
+    labels: Several[str] = Field([], description="among which to classify, by a model that compares images with texts; repeat it")
+    template: Several[str] = Field(
+        [], description="a sentence with {} for the label, as in 'a photo of a {}'; of several, the vectors' mean counts"
+    )
 
     def options(self) -> ClassifyOptions:
         return ClassifyOptions(top_k=self.top_k)
+
+
+class EmbedRequest(TaskRequest):
+    texts: Several[str] = Field([], description="texts to embed, beside images or without; repeat it for several")
+
+    def check(self, images: int, limit: int) -> None:
+        if not images and not self.texts:
+            raise MalformedRequestError("There is nothing to embed; send an image or several, texts, or both.", field="texts")
+
+
+class SimilarityRequest(TaskRequest):
+    texts: Several[str] = Field(min_length=1, description="what to compare each image with; repeat it for several")
 
 
 class DrawnRequest(TaskRequest):
@@ -274,6 +290,37 @@ class ReconstructItem(DetokenizeItem):
 
 class ReconstructResponse(TaskResponse):
     results: list[ReconstructItem]
+
+
+class EmbedItem(BaseModel):
+    """An image or a text: its vector, or `error` when it alone could not be answered. Images come first."""
+
+    index: int
+    image: ImageResponse | None = None
+    embedding: list[float] | None = Field(None, description="of unit length")
+    tokens: int | None = Field(None, description="of a text, marks of beginning and end included")
+    truncated: bool | None = Field(None, description="the text was too long, and its end was not read")
+    error: ProblemResponse | None = None
+
+
+class EmbedResponse(TaskResponse):
+    results: list[EmbedItem]
+
+
+class SimilarityItem(BaseModel):
+    """One image against every text, in their order, or `error` when this image alone could not be answered."""
+
+    index: int
+    image: ImageResponse | None = None
+    similarities: list[float] | None = Field(None, description="cosines")
+    probabilities: list[float] | None = Field(
+        None, description="what the model makes of them: of each text among all, or of each for itself"
+    )
+    error: ProblemResponse | None = None
+
+
+class SimilarityResponse(TaskResponse):
+    results: list[SimilarityItem]
 
 
 class ModelResponse(BaseModel):

@@ -8,12 +8,14 @@ from app.api.fetch import FetchPolicy
 from app.catalog import Catalog
 from app.pipeline import Pipeline
 from app.telemetry import Tracing
+from app.text_vectors import TextVectors
 
 
 @dataclass(frozen=True)
 class Services:
     admission: Admission
     pipeline: Pipeline
+    texts: TextVectors
     catalog: Catalog
     fetching: FetchPolicy
     defaults: Mapping[str, str]

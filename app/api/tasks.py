@@ -1,8 +1,8 @@
 """`POST /v1/TASK` for every task of the table: admit, read, parse, run the pipeline, encode."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,23 +15,24 @@ from app import metrics
 from app.admission import Ticket
 from app.api import schemas
 from app.api.accept import choose
-from app.api.body import ImageUrl, Parsed, add_field, is_image, parse_body, read_body
-from app.api.call import Call, server_timing
+from app.api.admitted import admitted
+from app.api.body import Parsed, add_field, is_image, parse_body, read_body
+from app.api.departure import cancelled_by_departure
 from app.api.description import describe_request, describe_responses
 from app.api.errors import error_response, log_failure, problem
-from app.api.fetch import fetch
 from app.api.forms import COCO, JSON, embed_png, encode_drawn, origin
+from app.api.images import fetch_addresses
 from app.api.routes import TASK_ROUTES, TaskRoute
 from app.api.services import Services
 from app.api.tokens import parse_tokens, read_grids
-from app.errors import CapacityError, InputError, InvalidValueError, NotAcceptableError, VitrineError
+from app.api.work import find_work
+from app.errors import InvalidValueError, NotAcceptableError, VitrineError
 from app.manifest import Entry
 from app.pipeline import Answer, Draw, Item, Source
 from app.tasks.tokenize import codebook_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-CLIENT_CLOSED_REQUEST = 499
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 
 
@@ -59,55 +60,12 @@ def task_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
 
 def _endpoint(route: TaskRoute, services: Services) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        tracing, request_id = services.tracing, request.state.request_id
-        trace = None if tracing is None else tracing.begin(route.path, request_id, request.headers)
-        call = Call(request_id, route.task.name, trace)
-        try:
-            response = await _admitted(request, route, services, call)
-            call.status = response.status_code
-            return response
-        finally:
-            call.observe()
+        return await admitted(request, services, path=route.path, task=route.task.name, answer=answer, refuse=error_response)
+
+    async def answer(request: Request, ticket: Ticket) -> Response:
+        return await _answer(request, route, services, ticket)
 
     return endpoint
-
-
-async def _admitted(request: Request, route: TaskRoute, services: Services, call: Call) -> Response:
-    """The answer or its error, with the time of every stage that was reached."""
-    try:
-        with services.admission.admit(call.id) as ticket:
-            call.admit(ticket)
-            response = await _answer(request, route, services, ticket)
-    except VitrineError as error:
-        if isinstance(error, CapacityError):
-            metrics.count_refusal(error)
-        response = error_response(error, call.id)
-    except asyncio.CancelledError:
-        if call.ticket is None or not call.ticket.departed:
-            raise
-        response = Response(status_code=CLIENT_CLOSED_REQUEST)
-    if call.ticket is not None:
-        response.headers["Server-Timing"] = server_timing(call.ticket.stages)
-    return response
-
-
-@contextmanager
-def _cancelled_by_departure(request: Request, ticket: Ticket) -> Iterator[None]:
-    """Watch for the client to hang up (its body is read already); then the ticket is void and the work is cancelled."""
-    working = asyncio.current_task()
-
-    def hung_up(_: "asyncio.Task[Any]") -> None:
-        ticket.departed = ticket.cancelled = True
-        if working is not None:
-            working.cancel()
-
-    watcher = asyncio.ensure_future(request.receive())
-    watcher.add_done_callback(hung_up)
-    try:
-        yield
-    finally:
-        watcher.remove_done_callback(hung_up)
-        watcher.cancel()
 
 
 async def _answer(request: Request, route: TaskRoute, services: Services, ticket: Ticket) -> Response:
@@ -118,26 +76,31 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
         asked = _validate(route.request, parsed.fields | _query(request))
         asked.check(len(parsed.images), services.max_images)
         options = asked.options()
-    with _cancelled_by_departure(request, ticket):
+    with cancelled_by_departure(request, ticket):
         async with ticket.within_deadline():
-            entries = await services.pipeline.acquire(route.task, asked.model, options, ticket)
-            sources = await _sources(parsed, asked, entries[0], services, ticket)
+            work = await find_work(route.task, asked, options, services, ticket)
+            sources = await _sources(parsed, asked, work.entries[0], services, ticket)
             form = _form(route, len(sources), request.headers.get("accept", ""), asked) if route.forms else JSON
             draw = _draw(route, form, asked)
-            answer = await services.pipeline.run(route.task, entries, sources, options, ticket, draw=draw)
+            answer = await services.pipeline.run(work.task, work.entries, sources, work.options, ticket, draw=draw)
         failed = [item.error for item in answer.items if item.error is not None]
         metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
+        answer = replace(answer, items=(*answer.items, *work.texts))
+        failed += [item.error for item in work.texts if item.error is not None]
+        warnings = [*_warnings(answer, parsed), *work.warnings]
     if form == JSON and not _heavy(route, asked):
         with ticket.stage("encode"):
-            return _respond(route, answer, failed, parsed, ticket)
-    write = partial(_respond, route, answer, failed, parsed, ticket) if form == JSON else partial(_file, route, answer, form, asked)
+            return _respond(route, answer, failed, warnings, ticket)
+    write = (
+        partial(_respond, route, answer, failed, warnings, ticket) if form == JSON else partial(_file, route, answer, form, asked)
+    )
     async with ticket.within_deadline():
         return await services.pipeline.compute("encode", ticket, write)
 
 
 async def _parse(route: TaskRoute, body: bytes, content_type: str, max_images: int) -> Parsed:
     """Large forms, JSON and token grids leave the event loop; taking a raw body is nothing."""
-    parse = parse_tokens if route.takes == "tokens" else parse_body
+    parse = parse_tokens if route.takes == "tokens" else partial(parse_body, needs_image=route.takes == "images")
     if len(body) > PARSED_ON_THE_LOOP and (route.takes == "tokens" or not is_image(body, content_type)):
         return await asyncio.to_thread(parse, body, content_type, max_images)
     return parse(body, content_type, max_images)
@@ -148,7 +111,7 @@ async def _sources(
 ) -> Sequence[Source]:
     """What the pipeline is to answer: one source per image, or per token grid."""
     if parsed.tokens is None or not isinstance(asked, schemas.DetokenizeRequest):
-        return await _fetch_addresses(parsed.images, services, ticket)
+        return await fetch_addresses(parsed.images, services, ticket)
     return read_grids(parsed.tokens, asked.codebook, codebook_of(entry), services.max_images)
 
 
@@ -189,21 +152,6 @@ def _form(route: TaskRoute, count: int, accept: str, asked: schemas.TaskRequest)
     raise NotAcceptableError(f"Accept takes nothing that there is: {', '.join([JSON, *route.forms])}.", field="Accept")
 
 
-async def _fetch_addresses(
-    images: list[bytes | ImageUrl | InputError], services: Services, ticket: Ticket
-) -> list[bytes | InputError]:
-    """Images that came as an address are fetched together, within the request's time and the memory set aside for bodies."""
-    if not any(isinstance(image, ImageUrl) for image in images):
-        return [image for image in images if not isinstance(image, ImageUrl)]
-    hold = partial(services.admission.take_bytes, ticket)
-
-    async def get(image: bytes | ImageUrl | InputError) -> bytes | InputError:
-        return await fetch(image.url, services.fetching, hold) if isinstance(image, ImageUrl) else image
-
-    async with ticket.within_deadline():
-        return list(await asyncio.gather(*(get(image) for image in images)))
-
-
 def _validate(schema: type[schemas.TaskRequest], fields: Mapping[str, Any]) -> schemas.TaskRequest:
     try:
         return schema.model_validate(fields)
@@ -215,7 +163,7 @@ def _validate(schema: type[schemas.TaskRequest], fields: Mapping[str, Any]) -> s
         raise InvalidValueError(detail, field=name) from error
 
 
-def _respond(route: TaskRoute, answer: Answer, failed: Sequence[VitrineError], parsed: Parsed, ticket: Ticket) -> Response:
+def _respond(route: TaskRoute, answer: Answer, failed: Sequence[VitrineError], warnings: Sequence[str], ticket: Ticket) -> Response:
     """200 with a result or an error per item. When every item failed: its own status for one, 422 for several."""
     if len(failed) == len(answer.items) == 1:
         raise failed[0]
@@ -224,11 +172,11 @@ def _respond(route: TaskRoute, answer: Answer, failed: Sequence[VitrineError], p
         "task": route.task.name,
         "model": answer.entry.manifest.model,
         "version": answer.entry.version,
-        "warnings": _warnings(answer, parsed),
+        "warnings": warnings,
         "results": [_item(index, item, route, ticket.id) for index, item in enumerate(answer.items)],
     }
     status = 422 if len(failed) == len(answer.items) else 200
-    return Response(orjson.dumps(body), status, media_type=JSON)
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=JSON)
 
 
 def _file(route: TaskRoute, answer: Answer, media_type: str, asked: schemas.TaskRequest) -> Response:

@@ -61,14 +61,22 @@ class Classify:
         probabilities = flow[-1]["probabilities"][0]
         if not np.isfinite(probabilities).all():
             raise InferenceError(f"{entry} gave probabilities that are not numbers for this image.")
-        classes = len(probabilities)
-        top_k = min(5, classes) if options.top_k is None else options.top_k
-        if not 1 <= top_k <= classes:
-            raise InvalidValueError(f"top_k must be between 1 and {classes} for {entry.manifest.model}.", field="top_k")
-        labels = entry.manifest.labels
-        best = _best(probabilities, top_k)
-        scores = zip(best.tolist(), probabilities[best].tolist(), strict=True)
-        return ClassifyResult(tuple(ClassScore(labels[i] if labels else str(i), i, score) for i, score in scores))
+        return best_classes(probabilities, entry.manifest.labels, options.top_k, entry.manifest.model)
+
+
+def best_classes(probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int | None, whose: str) -> ClassifyResult:
+    """The `top_k` highest of `probabilities` float32 [C]; by default 5, or all when there are fewer. Without `labels` by number.
+
+    Raises:
+        InvalidValueError: `top_k` is not between 1 and the number of classes of `whose`.
+    """
+    classes = len(probabilities)
+    top_k = min(5, classes) if top_k is None else top_k
+    if not 1 <= top_k <= classes:
+        raise InvalidValueError(f"top_k must be between 1 and {classes} for {whose}.", field="top_k")
+    best = _best(probabilities, top_k)
+    scores = zip(best.tolist(), probabilities[best].tolist(), strict=True)
+    return ClassifyResult(tuple(ClassScore(labels[i] if labels else str(i), i, score) for i, score in scores))
 
 
 def _best(probabilities: NDArray[np.float32], count: int) -> NDArray[np.intp]:

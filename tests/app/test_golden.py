@@ -52,9 +52,9 @@ async def test_unreadable_inputs_are_named(tmp_path: Path) -> None:
         await smoke(entry)
 
 
-@pytest.mark.parametrize("given", [{}, {"image": "a.png", "inputs": "a.npz"}])
+@pytest.mark.parametrize("given", [{}, {"image": "a.png", "inputs": "a.npz"}, {"phrase": "red", "inputs": "a.npz"}])
 def test_an_example_has_one_input(given: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="either an image or inputs"):
+    with pytest.raises(ValidationError, match="either an image or a phrase, or inputs"):
         GoldenExample(outputs="b.npz", tolerance=1, **given)
 
 

@@ -27,6 +27,8 @@ NAMES = {
     "vitrine_image_failures_total": {"code"},
     "vitrine_decode_failures_total": {"format"},
     "vitrine_model_info": {"model", "version", "engine", "precision"},
+    "vitrine_texts_total": {"kept"},
+    "vitrine_texts_evicted_total": set(),
     "vitrine_backend_up": {"backend"},
 }
 

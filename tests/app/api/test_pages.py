@@ -19,7 +19,7 @@ def test_docs_load_nothing_from_elsewhere(client: TestClient) -> None:
 def test_openapi_types_the_task(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/v1/classify"]["post"]
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k", "labels", "template"}
     assert set(operation["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ClassifyResponse")
     assert operation["responses"]["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProblemResponse")

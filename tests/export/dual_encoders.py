@@ -1,0 +1,91 @@
+"""The dual encoders that must export, verify and serve: each narrow (same code, seconds) and in its smallest published size.
+
+Adding one is one entry here; every suite over dual encoders finds it by discovery.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import HybridEmbed
+from timm.models import VisionTransformer, register_model
+from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
+
+from export.spec import ExportRequest, PreprocessingOverrides
+
+SIZE = 64
+
+
+def vitamin_narrow(pretrained: bool = False, *, drop_path_rate: float = 0.0, **_: Any) -> VisionTransformer:
+    """ViTamin's code at a tenth of the width of the small one: two convolutional stages, then two blocks with gated perceptrons."""
+    stages = MbConvStages(VitCfg(embed_dim=(16, 24, 48), depths=(1, 2, 1), stem_width=16))
+    network = VisionTransformer(
+        img_size=SIZE,
+        patch_size=1,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        mlp_ratio=2.0,
+        mlp_layer=GeGluMlp,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(HybridEmbed, backbone=stages, proj=False),
+        drop_path_rate=drop_path_rate,
+    )
+    network.default_cfg = {"pool_size": None, "input_size": (3, SIZE, SIZE)}
+    return network
+
+
+if not timm.is_model("vitamin_narrow"):
+    register_model(vitamin_narrow)
+
+TEXT = {"width": 32, "heads": 2, "layers": 2}
+
+
+@dataclass(frozen=True)
+class DualFamily:
+    """`source`: the published network; `narrow`: the arguments that make it small. `figures`: of the published one the parameters
+    (M) of the image and of the text tower, and the multiply-adds (G) of an image."""
+
+    name: str
+    source: str
+    narrow: dict[str, Any]
+    figures: tuple[float, float, float]
+
+    def request(self, directory: Path, *, published: bool = False, **fields: Any) -> ExportRequest:
+        """The command line that exports it with random weights into a repository under `directory`."""
+        defaults = {"repository": directory / "repository", "name": self.name, "weights": "random"}
+        overrides = PreprocessingOverrides(input_size=None if published else (SIZE, SIZE))
+        arguments = {} if published else self.narrow
+        return ExportRequest(**{"source": self.source, "model_args": arguments, "preprocessing": overrides} | defaults | fields)
+
+
+DUAL_ENCODERS: dict[str, DualFamily] = {
+    family.name: family
+    for family in (
+        DualFamily(
+            "vitamin",
+            "open_clip/ViTamin-S",
+            {"embed_dim": 24, "vision_cfg": {"timm_model_name": "vitamin_narrow"}, "text_cfg": TEXT},
+            (22.2, 40.4, 5.9),
+        ),
+        DualFamily(
+            "vit-clip",
+            "open_clip/ViT-S-32",
+            {"embed_dim": 24, "vision_cfg": {"width": 32, "layers": 2, "head_width": 16, "patch_size": 16}, "text_cfg": TEXT},
+            (22.6, 40.4, 1.1),
+        ),
+        DualFamily(
+            "siglip",
+            "open_clip/ViT-B-16-SigLIP:webli",
+            {
+                "embed_dim": 64,
+                "vision_cfg": {"timm_model_name": "test_vit"},
+                "text_cfg": {**TEXT, "width": 64, "vocab_size": 400},
+            },
+            (92.9, 110.3, 17.8),
+        ),
+    )
+}
