@@ -1,4 +1,4 @@
-"""The command line: `vitrine serve | models | classify | detect | ground | tokenize | detokenize | triton`.
+"""The command line: `vitrine serve | models | classify | embed | detect | ground | tokenize | detokenize | triton`.
 
 What a command needs is imported only when that command runs.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -61,6 +62,7 @@ def serve(
     default_detect: Annotated[str | None, typer.Option(help="Detector that answers when none is named.")] = None,
     default_ground: Annotated[str | None, typer.Option(help="Grounding model that answers when none is named.")] = None,
     default_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that answers when none is named.")] = None,
+    default_embed: Annotated[str | None, typer.Option(help="Model that embeds when none is named.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.", show_default="1")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
@@ -94,6 +96,12 @@ def classify(
     *,
     model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many classes to give.", show_default="5")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Classify among these, with a model that compares images with texts.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A sentence with {} for the label; of several the mean counts.", show_default="{}")
+    ] = None,
     url: Url = ADDRESS,
     local: Local = False,
     repository: Repository = None,
@@ -102,12 +110,60 @@ def classify(
     """Classify photos. Exit code 1 when one of them has no answer."""
     files = find_photos(photos)
     failed: list[Path] = []
+    named = [label.strip() for label in (labels or "").split(",") if label.strip()]
     with _client(url, local, repository) as client:
-        answers = _classify_each(client, files, model, top_k, failed)
+        ask = partial(client.classify, model=model, top_k=top_k, labels=named, template=template or ())
+        answers = _classify_each(ask, files, failed)
         if as_json:
             _print_json(_as_json(file, answer) for file, answer in answers)
         else:
             _print_answers(list(answers))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def embed(
+    photos: Annotated[list[str] | None, typer.Argument(metavar="PHOTO...", help="Files, directories or patterns.")] = None,
+    *,
+    text: Annotated[list[str] | None, typer.Option(help="A text to embed; repeat it for several.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION.", show_default="the gateway's default")] = None,
+    url: Url = ADDRESS,
+    local: Local = False,
+    repository: Repository = None,
+) -> None:
+    """Turn photos and texts into vectors: JSON, one object per line.
+
+    Exit code 1 when one of them has no vector.
+    """
+    from app.client import PHOTO_FAULTS, ClientError  # noqa: PLC0415
+
+    if not photos and not text:
+        _fail("There is nothing to embed; name a photo, or give --text.", code=2)
+    failed = False
+    with _client(url, local, repository) as client:
+        for file in find_photos(photos or ()):
+            try:
+                answer = client.embed(file, model=model)
+            except ClientError as error:
+                if error.code not in PHOTO_FAULTS:
+                    raise
+                failed = True
+                _print_json([{"file": str(file), "error": {"code": error.code, "detail": error.detail}}])
+                continue
+            _print_json(
+                [{"file": str(file), "model": f"{answer.model}@{answer.version}", "embedding": answer.results[0].embedding}]
+            )
+        if text:
+            answer = client.embed(texts=text, model=model)
+            for given, item in zip(text, answer.results, strict=True):
+                failed |= item.error is not None
+                found = (
+                    {"embedding": item.embedding, "truncated": item.truncated}
+                    if item.error is None
+                    else {"error": asdict(item.error)}
+                )
+                _print_json([{"text": given, "model": f"{answer.model}@{answer.version}", **found}])
     if failed:
         raise typer.Exit(1)
 
@@ -379,14 +435,14 @@ def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]
 
 
 def _classify_each(
-    client: "Client", files: Sequence[Path], model: str | None, top_k: int | None, failed: list[Path]
+    ask: "Callable[[Path], Classification]", files: Sequence[Path], failed: list[Path]
 ) -> "Iterator[tuple[Path, Classification | ClientError]]":
     """One request per photo, in order. An error that concerns the photo is its answer and puts it on `failed`."""
     from app.client import PHOTO_FAULTS, ClientError  # noqa: PLC0415
 
     for file in files:
         try:
-            yield file, client.classify(file, model=model, top_k=top_k)
+            yield file, ask(file)
         except ClientError as error:
             if error.code not in PHOTO_FAULTS:
                 raise

@@ -256,6 +256,54 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
+class EmbedItem:
+    """One image or text of the request: its vector of unit length, or the `error` it alone met.
+
+    Of a text, `tokens` is how many it made and `truncated` whether its end was not read; both are None of an image.
+    """
+
+    index: int
+    embedding: tuple[float, ...] | None = None
+    tokens: int | None = None
+    truncated: bool | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The answer to one request, one item per image and then one per text, in their order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[EmbedItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SimilarityItem:
+    """One image of the request against every text, in their order: cosines, and what the model makes of them; or its `error`."""
+
+    index: int
+    similarities: tuple[float, ...] | None = None
+    probabilities: tuple[float, ...] | None = None
+    image: Image | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """The answer to one request, one item per image in its order."""
+
+    id: str
+    model: str
+    version: int
+    results: tuple[SimilarityItem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """One model of the repository. `version` is the one that answers when none is named."""
 
@@ -287,6 +335,8 @@ _DETECTION = TypeAdapter(Detection)
 _GROUNDING = TypeAdapter(Grounding)
 _DETOKENIZATION = TypeAdapter(Detokenization)
 _RECONSTRUCTION = TypeAdapter(Reconstruction)
+_EMBEDDINGS = TypeAdapter(Embeddings)
+_SIMILARITIES = TypeAdapter(Similarities)
 _MODEL = TypeAdapter(ModelDetail)
 _MODELS = TypeAdapter(_ModelList)
 _PROBLEM = TypeAdapter(Problem)
@@ -307,13 +357,52 @@ class Client:
         local = address.host in ("127.0.0.1", "::1", "localhost")
         self._http = httpx2.Client(base_url=address, timeout=timeout, trust_env=not local)
 
-    def classify(self, photos: Photo | Sequence[Photo], *, model: str | None = None, top_k: int | None = None) -> Classification:
+    def classify(
+        self,
+        photos: Photo | Sequence[Photo],
+        *,
+        model: str | None = None,
+        top_k: int | None = None,
+        labels: Sequence[str] = (),
+        template: str | Sequence[str] = (),
+    ) -> Classification:
         """Classify one photo or several in one request: paths or encoded bytes. One that fails among several is an item's error.
+
+        Args:
+            labels: among which to classify, by a model that compares images with texts.
+            template: a sentence with `{}` for the label, or several.
 
         Raises:
             ClientError: a file cannot be read, no answer came, or the whole request was refused.
         """
-        return self._call(_CLASSIFICATION, "POST", "/v1/classify", params=_given(model=model, top_k=top_k), files=_files(photos))
+        templates = [template] if isinstance(template, str) else list(template)
+        fields = {"labels": list(labels), "template": templates} if labels or templates else {}
+        return self._call(
+            _CLASSIFICATION, "POST", "/v1/classify", params=_given(model=model, top_k=top_k), data=fields, files=_files(photos)
+        )
+
+    def embed(
+        self, photos: Photo | Sequence[Photo] = (), texts: str | Sequence[str] = (), *, model: str | None = None
+    ) -> Embeddings:
+        """The vectors of photos and of texts in one request. One of them that fails among several is an item's error.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or the whole request was refused.
+        """
+        several = [texts] if isinstance(texts, str) else list(texts)
+        body: dict[str, Any] = (
+            {"data": {"texts": several}, "files": files} if (files := _files(photos)) else {"json": {"texts": several}}
+        )
+        return self._call(_EMBEDDINGS, "POST", "/v1/embed", params=_given(model=model), **body)
+
+    def similarity(self, photos: Photo | Sequence[Photo], texts: str | Sequence[str], *, model: str | None = None) -> Similarities:
+        """How well each photo fits each text. A photo that fails among several is an item's error.
+
+        Raises:
+            ClientError: a file cannot be read, no answer came, or a text or the whole request was refused.
+        """
+        fields = {"texts": [texts] if isinstance(texts, str) else list(texts)}
+        return self._call(_SIMILARITIES, "POST", "/v1/similarity", params=_given(model=model), data=fields, files=_files(photos))
 
     def detect(
         self,

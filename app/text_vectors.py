@@ -91,9 +91,9 @@ class TextVectors:
         answer = await self.pipeline.run(EMBED_TEXT, [entry], sources, None, ticket)
         made: list[EmbedResult | VitrineError] = []
         for phrase, item in zip(phrases, answer.items, strict=True):
-            if item.error is not None or not isinstance(phrase, Phrase):
-                made.append(item.error or phrase)
-            else:
+            if item.error is not None:
+                made.append(item.error)
+            elif isinstance(phrase, Phrase):
                 made.append(EmbedResult(item.result, int(phrase.attention_mask.sum()), phrase.truncated))
         return made
 
@@ -121,4 +121,4 @@ def _mean(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     if vectors.shape[1] == 1:
         return vectors[:, 0]
     mean = vectors.astype(np.float64).mean(1)
-    return (mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
+    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12), np.float32)

@@ -166,11 +166,11 @@ def informative_dual_encoder(network: DualEncoder, preprocessing: Preprocessing,
 def _centre(layer: nn.Linear | nn.Parameter, mean: Tensor) -> None:
     """Take the `mean` [D] out of what a layer gives: off its bias, or else, of weights alone, that direction out of all of them."""
     if isinstance(layer, nn.Linear) and layer.bias is not None:
-        layer.bias -= mean
+        layer.bias.sub_(mean)
         return
     direction = mean / mean.norm()
     weight = layer.weight.T if isinstance(layer, nn.Linear) else layer  # [width,D]
-    weight -= torch.outer(weight @ direction, direction)
+    weight.sub_(torch.outer(weight @ direction, direction))
 
 
 def _draw_codes(latents: Tensor, count: int, random: torch.Generator) -> Tensor:

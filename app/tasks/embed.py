@@ -83,6 +83,7 @@ def probabilities(similarities: NDArray[np.float32], embedding: Embedding) -> ND
     """Cosines of an image and texts [N] -> how probable each text is, float32 [N]: among them all, or each for itself."""
     logits = embedding.scale * similarities.astype(np.float64) + embedding.bias
     if embedding.activation == "sigmoid":
-        return (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)
+        return np.asarray(0.5 * (1 + np.tanh(logits / 2)), np.float32)
     exponents = np.exp(logits - logits.max())
-    return (exponents / exponents.sum()).astype(np.float32)
+    shares: NDArray[np.float32] = (exponents / exponents.sum()).astype(np.float32)
+    return shares
