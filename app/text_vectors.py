@@ -20,7 +20,7 @@ EMBED_TEXT = EmbedText()
 PLACE = "{}"
 
 Key = tuple[str, bytes]
-"""Hashes of an engine and of a text."""
+"""Hashes of the files of an engine, and of a text."""
 
 
 class TextVectors:
@@ -44,7 +44,8 @@ class TextVectors:
             raise TooLargeError(f"{len(texts)} texts in one request; this server takes {self.most}.", field=field)
         named = f"{model.manifest.model}@{model.version}"
         (entry,) = await self.pipeline.acquire(EMBED_TEXT, named, None, ticket)
-        keys = [(entry.manifest.engine.sha256, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
+        files = "".join([file.sha256 for file in entry.manifest.files])
+        keys = [(files, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
         found: dict[Key, EmbedResult | VitrineError] = {}
         for key in keys:
             if key in self._kept:

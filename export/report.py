@@ -31,6 +31,7 @@ NEXT: dict[str, str] = {
     "detect": "detect PHOTO --output DIR",
     "ground": "ground PHRASE PHOTO --output FOUND.png",
     "tokenize": "tokenize PHOTO --output TOKENS.tar",
+    "image": "classify PHOTO --labels cat,dog",
 }  # by the role of the first engine
 _LONG_PHRASES = {"refuse": "refused", "truncate": "cut off"}
 

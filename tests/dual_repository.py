@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from app.manifest import MANIFEST_FILE, Embedding, Entry, TensorSpec, Text, read_entry
+from export.config import CONFIG_FILE, render_config
 from tests.detector_repository import make_onnx
 from tests.repository import artifact, make_manifest
 
@@ -72,6 +73,7 @@ def add_dual_encoder(repository: Path, name: str = "colour-clip", **embedding: A
             )
         manifest = make_manifest(engine, name, size=SIZE, inputs=(spec,), outputs=(vector,), **described)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json())
+        (directory.parent / CONFIG_FILE).write_text(render_config(manifest))
         entries.append(read_entry(directory))
     return entries[0], entries[1]
 
