@@ -87,7 +87,7 @@ class TextVectors:
         return _mean(per_text), np.flatnonzero(cut).tolist()
 
     async def _make(self, entry: Entry, texts: Sequence[str], ticket: Ticket, field: str) -> list[EmbedResult | VitrineError]:
-        phrases = await self.pipeline.compute("parse", ticket, partial(_encode, entry, texts, field))
+        phrases = await self.pipeline.compute("parse", ticket, partial(_encode, entry, texts, ticket, field))
         sources = [phrase.input_ids if isinstance(phrase, Phrase) else phrase for phrase in phrases]
         answer = await self.pipeline.run(EMBED_TEXT, [entry], sources, None, ticket)
         made: list[EmbedResult | VitrineError] = []
@@ -106,10 +106,12 @@ class TextVectors:
         metrics.TEXTS_EVICTED.inc(evicted)
 
 
-def _encode(entry: Entry, texts: Sequence[str], field: str) -> list[Phrase | InvalidValueError]:
+def _encode(entry: Entry, texts: Sequence[str], ticket: Ticket, field: str) -> list[Phrase | InvalidValueError]:
+    """A thousand long texts take seconds; a request whose time is over does not hold its thread until the last of them."""
     tokenizer = phrase_tokenizer(entry)
     encoded: list[Phrase | InvalidValueError] = []
     for text in texts:
+        ticket.check()
         try:
             encoded.append(tokenizer.encode(text))
         except InvalidValueError as error:
