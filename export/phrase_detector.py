@@ -1,7 +1,7 @@
 """OWLv2 of transformers as one of our detectors: in place of classes it looks for phrases, several at once.
 
 Minderer, Gritsenko and Houlsby, "Scaling Open-Vocabulary Object Detection", 2023.
-The decision is docs/decisions/phrases-in-fixed-places.md.
+The decision is docs/decisions/0013-phrases-in-fixed-places.md.
 """
 
 from collections.abc import Sequence
