@@ -221,7 +221,7 @@ class Text(Record):
     tokenizer: ArtifactFile
     length: int = Field(ge=3, le=4096, description="ids of one phrase, special tokens included; shorter ones are padded at the end")
     padding_id: int = Field(0, ge=0)
-    phrases: int | None = Field(None, ge=1, le=1024, description="how many an engine takes at once for an image; None: one")
+    phrases: int | None = Field(default=None, ge=1, le=1024, description="how many an engine takes at once for an image; None: one")
     too_long: Literal["refuse", "truncate"] = Field(
         "refuse", description="a phrase of more ids is an error, or loses its last words"
     )

@@ -15,10 +15,10 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from app.manifest import Embedding, Preprocessing
-from export.open_clip_tokenizer import read_vocabulary, simple_vocabulary, train_vocabulary
 from export.dry_run import measure_dual_encoder
 from export.dual_encoder import DualEncoder
 from export.informative import informative_dual_encoder
+from export.open_clip_tokenizer import read_vocabulary, simple_vocabulary, train_vocabulary
 from export.phrases import grounding_phrases
 from export.preprocessing import finish
 from export.provenance import describe_source
