@@ -23,6 +23,7 @@ from export.phrases import grounding_phrases
 from export.preprocessing import finish
 from export.provenance import describe_source
 from export.spec import CleanedVocabulary, ExportError, ExportRequest, LoadedDualEncoder, PreprocessingOverrides, WeightsReport
+from export.vitamin import register_trunk
 from export.weights import Checkpoint, load_weights, read_checkpoint
 
 
@@ -74,7 +75,7 @@ def load(request: ExportRequest, identifier: str) -> LoadedDualEncoder:
     """Build NAME as open_clip does and put the weights in that the request asks for; a TAG says how its weights see images.
 
     Model arguments replace members of open_clip's config; `vision_cfg` and `text_cfg` are dictionaries and change those that they
-    name.
+    name. `trunk` is a dictionary with the `widths`, `depths` and `heads` of a ViTamin of one's own.
 
     Raises:
         ExportError: no such network or tag; arguments it does not take; weights that do not fit or cannot be fetched.
@@ -82,7 +83,7 @@ def load(request: ExportRequest, identifier: str) -> LoadedDualEncoder:
     name, _, tag = identifier.partition(":")
     config, pretrained = _configs(name, tag)
     _refuse_classes(request)
-    arguments = {key: _merge(config.get(key), value) for key, value in request.model_args.items()}
+    arguments = _arguments(request, config)
     if request.weights == "pretrained" and not tag:
         raise ExportError(f"Say which weights of {name}: open_clip/{name}:TAG; there are {_tags(name)}.")
     network = _create(request, name, tag, arguments, pretrained)
@@ -145,6 +146,19 @@ def _refuse_classes(request: ExportRequest) -> None:
     given = [flag for flag, value in classifying.items() if value is not None]
     if given:
         raise ExportError(f"A dual encoder has no classes, a request names them; leave {', '.join(given)} out.")
+
+
+def _arguments(request: ExportRequest, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from open_clip's config, by its members."""
+    given = dict(request.model_args)
+    if (trunk := given.pop("trunk", None)) is not None:
+        size = (request.preprocessing.input_size or (config["vision_cfg"]["image_size"],))[0]
+        try:
+            named = {"timm_model_name": register_trunk(**trunk, size=size)}
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"There is no such trunk: {error}.") from error
+        given["vision_cfg"] = given.get("vision_cfg", {}) | named
+    return {key: _merge(config.get(key), value) for key, value in given.items()}
 
 
 def _merge(before: Any, value: Any) -> Any:

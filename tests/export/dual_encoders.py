@@ -4,42 +4,13 @@ Adding one is one entry here; every suite over dual encoders finds it by discove
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import timm
-from timm.layers import HybridEmbed
-from timm.models import VisionTransformer, register_model
-from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
 
 from export.spec import ExportRequest, PreprocessingOverrides
 
 SIZE = 64
 
-
-def vitamin_narrow(pretrained: bool = False, *, drop_path_rate: float = 0.0, **_: Any) -> VisionTransformer:
-    """ViTamin's code at a tenth of the width of the small one: two convolutional stages, then two blocks with gated perceptrons."""
-    stages = MbConvStages(VitCfg(embed_dim=(16, 24, 48), depths=(1, 2, 1), stem_width=16))
-    network = VisionTransformer(
-        img_size=SIZE,
-        patch_size=1,
-        embed_dim=48,
-        depth=2,
-        num_heads=3,
-        mlp_ratio=2.0,
-        mlp_layer=GeGluMlp,
-        class_token=False,
-        global_pool="avg",
-        embed_layer=partial(HybridEmbed, backbone=stages, proj=False),
-        drop_path_rate=drop_path_rate,
-    )
-    network.default_cfg = {"pool_size": None, "input_size": (3, SIZE, SIZE)}
-    return network
-
-
-if not timm.is_model("vitamin_narrow"):
-    register_model(vitamin_narrow)
 
 TEXT = {"width": 32, "heads": 2, "layers": 2}
 
@@ -68,7 +39,7 @@ DUAL_ENCODERS: dict[str, DualFamily] = {
         DualFamily(
             "vitamin",
             "open_clip/ViTamin-S",
-            {"embed_dim": 24, "vision_cfg": {"timm_model_name": "vitamin_narrow"}, "text_cfg": TEXT},
+            {"embed_dim": 24, "trunk": {"widths": (16, 24, 48), "depths": (1, 2, 2), "heads": 3}, "text_cfg": TEXT},
             (22.03, 40.44, 5.9),
         ),
         DualFamily(

@@ -51,6 +51,7 @@ def test_without_a_network_fetching_fails_with_a_sentence(monkeypatch: pytest.Mo
         ({"num_classes": 3}, "no classes, a request names them; leave --num-classes out"),
         ({"activation": "sigmoid"}, "leave --activation out"),
         ({"tokenizer": Path("tokenizer.json")}, "CLIP's own byte pairs"),
+        ({"model_args": {"trunk": {"widths": (8, 8), "depths": (1, 1, 1), "heads": 1}}}, "takes three widths"),
         ({"long_phrases": "truncate"}, "leave --tokenizer and --long-phrases out"),
         ({"model_args": {"text_cfg": {"layers": "two"}}}, "cannot be built"),
         ({"model_args": {"text_cfg": {"tokenizer_kwargs": {"reduction_mask": "random"}}}}, "only `clean` is known"),
