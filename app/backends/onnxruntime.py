@@ -137,9 +137,11 @@ def _session(entry: Entry, threads: int) -> ort.InferenceSession:
     # A pattern is one block for each size of a batch: between blocks of many sizes the arena's free memory falls to pieces.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    available = ort.get_available_providers()
+    providers = [provider for provider in PROVIDERS if provider in ort.get_available_providers()]
+    # Blocked layouts are for convolutions in float32; choosing them crashes the process on the transposes of some float16 graphs.
+    unwanted = ["NchwcTransformer"] if entry.manifest.precision == "fp16" else []
     try:
-        session = ort.InferenceSession(entry.engine_file, options, providers=[p for p in PROVIDERS if p in available])
+        session = ort.InferenceSession(entry.engine_file, options, providers=providers, disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime raises a class of its own per status, without a common base
         raise InferenceError(f"onnxruntime cannot load {entry}: {_first_line(error)}") from error
     _check_names("inputs", {i.name for i in session.get_inputs()}, {spec.name for spec in entry.manifest.inputs})

@@ -105,6 +105,11 @@ def test_the_control_has_no_fault(tmp_path: Path, engines: list[Engine], loaded:
     assert failed_checks(tmp_path, engines, loaded) == set()
 
 
+def test_half_precision_has_no_fault_either(tmp_path: Path, loaded: LoadedDualEncoder) -> None:
+    halves = [to_onnx(part, tmp_path / f"{part.interface.role}.onnx", "fp16") for part in fuse(loaded)]
+    assert failed_checks(tmp_path, halves, loaded) == set()
+
+
 @pytest.mark.parametrize(
     ("fault", "caught"),
     [
