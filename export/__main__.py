@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from app.manifest import NAME_PATTERN, Interpolation
+from export import detect_options as detect
 
 if TYPE_CHECKING:
     from export.spec import ExportRequest
@@ -75,11 +76,34 @@ def main(  # noqa: PLR0917 -- typer reads the options from the parameters
     scale: Annotated[float | None, _option(_PICTURE, "Pixels are multiplied by it.", show_default="1/255")] = None,
     layout: Annotated[Literal["NCHW", "NHWC"] | None, _option(_ONNX, "Axes of its input.", show_default="NCHW")] = None,
     colour: Annotated[
-        Literal["RGB", "BGR"] | None, _option(_ONNX, "Order of its channels.", "--colour", "--color", show_default="RGB")
+        Literal["RGB", "BGR"] | None,
+        _option(_ONNX, "Order of its channels.", "--colour", "--color", show_default="RGB, of yolox BGR"),
     ] = None,
-    output: Annotated[Literal["logits", "probabilities"] | None, _option(_ONNX, "What it gives.", show_default="logits")] = None,
+    output: Annotated[
+        Literal["logits", "probabilities"] | None,
+        _option(_ONNX, "What its scores are.", show_default="logits, or as --head has it"),
+    ] = None,
     input_name: Annotated[str | None, _option(_ONNX, "Its image input, where there are several.")] = None,
-    output_name: Annotated[str | None, _option(_ONNX, "Its output, where there are several.")] = None,
+    output_name: Annotated[
+        str | None, _option(_ONNX, "Its output, where there are several; a detector's of several levels with commas.")
+    ] = None,
+    task: detect.TaskFlag = "classify",
+    head: detect.HeadFlag = None,
+    boxes_name: detect.BoxesNameFlag = None,
+    scores_name: detect.ScoresNameFlag = None,
+    classes_name: detect.ClassesNameFlag = None,
+    box_format: detect.BoxFormatFlag = None,
+    box_units: detect.BoxUnitsFlag = None,
+    background: detect.BackgroundFlag = None,
+    strides: detect.StridesFlag = None,
+    anchors: detect.AnchorsFlag = None,
+    nms: detect.NmsFlag = None,
+    agnostic_nms: detect.AgnosticNmsFlag = False,
+    multi_label: detect.MultiLabelFlag = None,
+    score_threshold: detect.ScoreThresholdFlag = 0.001,
+    max_detections: detect.MaxDetectionsFlag = 300,
+    letterbox: detect.LetterboxFlag = None,
+    pad: detect.PadFlag = None,
     engine: Annotated[Literal["onnx", "tensorrt"], _option(_ENGINE, "tensorrt builds for the GPU of this machine.")] = "onnx",
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"], _option(_ENGINE, "Of weights and computation; bf16 needs tensorrt.")
@@ -133,6 +157,7 @@ def _request(given: dict[str, Any]) -> "ExportRequest":
             scale=given["scale"],
         ),
         onnx=OnnxInterface(**interface),
+        detection=detect.read_detection(given, read_numbers),
         **{key: given[key] for key in _AS_GIVEN},
     )
 

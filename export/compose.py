@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from onnx.utils import Extractor
 
@@ -14,7 +15,7 @@ from export.spec import Activation, ExportError, OnnxInterface
 MAX_OPSET = 20
 MAX_IR = 10
 _MIN_OPSET = 13  # from here on Softmax means what torch means
-_PREFIX = "network/"
+PREFIX = "network/"
 
 Step = tuple[str, list[str], dict[str, Any]]  # operator, constants, attributes
 
@@ -30,38 +31,56 @@ def compose_classifier(
         ExportError: the batch is fixed, the opset cannot be converted, or the output needs inputs other than the image.
     """
     network = OnnxNetwork(model, interface)
+    core, rewrites = compose_network(network, preprocessing)
+    after = helper.make_model(_after(network, activation), opset_imports=_standard(core), ir_version=core.ir_version)
+    try:
+        whole = compose.merge_models(core, after, io_map=[(PREFIX + network.output.name, "raw")])
+        onnx.checker.check_model(whole)
+    except Exception as error:
+        raise ExportError(f"The model cannot be joined to its postprocessing: {error}") from error
+    return whole, rewrites
+
+
+def compose_network(network: OnnxNetwork, preprocessing: Preprocessing) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """uint8 [B,H,W,3] -> cast, normalise, colour order, layout -> the outputs of `network`, whose names begin with `PREFIX`.
+
+    Returns the graph and what had to be rewritten.
+
+    Raises:
+        ExportError: the batch is fixed, the opset cannot be converted, or an output needs inputs other than the image.
+    """
     model = _at_supported_version(_only(network))
     rewrites: tuple[str, ...] = ()
     if network.fixed_batch is not None:
         model, rewrites = _with_free_batch(model, network, preprocessing), ("free-batch",)
-    opsets = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
-    versions = {"opset_imports": opsets, "ir_version": model.ir_version}
-    before = helper.make_model(_before(network, preprocessing), **versions)
-    after = helper.make_model(_after(network, activation), **versions)
-    core = compose.add_prefix(model, _PREFIX)
+    before = helper.make_model(_before(network, preprocessing), opset_imports=_standard(model), ir_version=model.ir_version)
+    core = compose.add_prefix(model, PREFIX)
     del core.graph.value_info[:]
     try:
-        core = compose.merge_models(before, core, io_map=[("normalised", _PREFIX + network.input.name)])
-        whole = compose.merge_models(core, after, io_map=[(_PREFIX + network.output.name, "raw")])
-        onnx.checker.check_model(whole)
+        return compose.merge_models(before, core, io_map=[("normalised", PREFIX + network.input.name)]), rewrites
     except Exception as error:
-        raise ExportError(f"The model cannot be joined to its pre- and postprocessing: {error}") from error
-    return whole, rewrites
+        raise ExportError(f"The model cannot be joined to its preprocessing: {error}") from error
+
+
+def _standard(model: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
+    """The version of the standard operators."""
+    return [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
 
 
 def _only(network: OnnxNetwork) -> onnx.ModelProto:
-    """The part of the model between the image and the wanted output."""
+    """The part of the model between the image and the wanted outputs."""
     model = network.model
     weights = {tensor.name for tensor in model.graph.initializer}
     names = {value.name for value in model.graph.input} - weights
-    if names == {network.input.name} and len(model.graph.output) == 1:
+    wanted = [value.name for value in network.outputs]
+    if names == {network.input.name} and len(model.graph.output) == len(wanted):
         return model
     try:
-        part = Extractor(model).extract_model([network.input.name], [network.output.name])
+        part = Extractor(model).extract_model([network.input.name], wanted)
         onnx.checker.check_model(part)
     except Exception as error:
         others = ", ".join(sorted(names - {network.input.name}))
-        raise ExportError(f"The output {network.output.name} needs more than the image ({others}).") from error
+        raise ExportError(f"The output {', '.join(wanted)} needs more than the image ({others}).") from error
     return part
 
 
@@ -94,18 +113,22 @@ def _with_free_batch(model: onnx.ModelProto, network: OnnxNetwork, preprocessing
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
     for value in (*freed.graph.input, *freed.graph.output):
-        if value.name in (network.input.name, network.output.name):
+        if value.name in (network.input.name, *(output.name for output in network.outputs)):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     _free_reshapes(freed)
     shape = (3, 3, preprocessing.height, preprocessing.width)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     try:
-        together = OnnxNetwork(freed, network.interface).run(images)
+        together = OnnxNetwork(freed, network.interface, [output.name for output in network.outputs]).run_all(images)
     except ExportError as error:
         raise ExportError(refusal) from error
-    if not np.allclose(together, network.run(images), rtol=1e-3, atol=1e-4):
+    if not all(map(_alike, together, network.run_all(images))):
         raise ExportError(refusal)
     return freed
+
+
+def _alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def _free_reshapes(model: onnx.ModelProto) -> None:
@@ -146,7 +169,7 @@ def _after(network: OnnxNetwork, activation: Activation) -> onnx.GraphProto:
     """The network's output -> probabilities float32 [batch,C]."""
     dtype = network.output.type.tensor_type.elem_type
     steps: list[Step] = [("Cast", [], {"to": TensorProto.FLOAT})] if dtype != TensorProto.FLOAT else []
-    if network.interface.output == "logits":
+    if network.interface.output != "probabilities":
         steps.append(("Softmax", [], {"axis": -1}) if activation == "softmax" else ("Sigmoid", [], {}))
     classes = network.output.type.tensor_type.shape.dim[-1].dim_value or None
     raw = helper.make_tensor_value_info("raw", dtype, ["batch", classes])

@@ -3,7 +3,6 @@
 import copy
 from functools import partial
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +11,10 @@ from export.compose import compose_classifier
 from export.fuse_detector import fuse_detector
 from export.fuse_dual_encoder import fuse_dual_encoder
 from export.fuse_grounder import fuse_grounder
+from export.fuse_onnx_detector import fuse_onnx_detector
 from export.fuse_tokenizer import fuse_tokenizer
-from export.onnx_network import OnnxNetwork
+from export.onnx_detector import OnnxDetector
+from export.onnx_network import OnnxNetwork, count_weights
 from export.rewrites import rewrite
 from export.spec import (
     Activation,
@@ -61,7 +62,8 @@ def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
     if isinstance(loaded, LoadedTokenizer):
         return fuse_tokenizer(loaded)
     if isinstance(loaded, LoadedDetector):
-        return (fuse_detector(loaded),)
+        brought = loaded.network if isinstance(loaded.network, OnnxDetector) else None
+        return (fuse_detector(loaded) if brought is None else fuse_onnx_detector(loaded, brought),)
     if isinstance(loaded, LoadedDualEncoder):
         return fuse_dual_encoder(loaded)
     return (fuse_grounder(loaded) if isinstance(loaded, LoadedGrounder) else fuse_classifier(loaded),)
@@ -83,7 +85,7 @@ def fuse_classifier(loaded: Loaded) -> Fused:
         raise ExportError("Nothing says what the ONNX model's input and output are.")
     graph, rewrites = compose_classifier(loaded.network, loaded.onnx, loaded.preprocessing, loaded.activation)
     reference = partial(OnnxNetwork(loaded.network, loaded.onnx).logits, activation=loaded.activation)
-    return Fused(graph, _interface(loaded), reference, parameters=_count_initialisers(loaded.network), rewrites=rewrites)
+    return Fused(graph, _interface(loaded), reference, parameters=count_weights(loaded.network), rewrites=rewrites)
 
 
 def _fuse_torch(loaded: Loaded, network: nn.Module) -> Fused:
@@ -110,8 +112,3 @@ def _reference(network: nn.Module) -> Reference:
         return logits.float()
 
     return run
-
-
-def _count_initialisers(model: onnx.ModelProto) -> int:
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-    return sum(torch.Size(tensor.dims).numel() for tensor in model.graph.initializer if tensor.data_type in floats)

@@ -63,10 +63,11 @@ def fuse_detector(loaded: LoadedDetector) -> Fused:
     assert isinstance(rewritten, Detector)
     graph = (DetectPhrases if isinstance(rewritten, PhraseDetector) else Detect)(rewritten, loaded.preprocessing).eval()
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Fused(graph, _interface(loaded), network, parameters, rewrites, exact_tail=True, inner=_inner(loaded))
+    return Fused(graph, detector_interface(loaded), network, parameters, rewrites, exact_tail=True, inner=inner_of(loaded))
 
 
-def _interface(loaded: LoadedDetector) -> Interface:
+def detector_interface(loaded: LoadedDetector) -> Interface:
+    """The role `detect`: the inputs and outputs that the manifest's `detection` describes."""
     frame, detection = (loaded.preprocessing.height, loaded.preprocessing.width, 3), loaded.detection
     rows = detection.queries
     content = [_tensor("content", "int32", 2)] if detection.content else []
@@ -85,7 +86,8 @@ def _interface(loaded: LoadedDetector) -> Interface:
     )
 
 
-def _inner(loaded: LoadedDetector) -> tuple[TensorSpec, ...]:
+def inner_of(loaded: LoadedDetector) -> tuple[TensorSpec, ...]:
+    """What the engine holds of every query, under these names."""
     detection, queries = loaded.detection, -1
     masks = [] if detection.masks is None else [_tensor("query_masks", "float32", queries, detection.masks.count)]
     scores = _tensor("query_scores", "float32", queries, detection.classes)

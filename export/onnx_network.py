@@ -1,5 +1,6 @@
-"""A user's own ONNX classifier as a network: normalised RGB images in, logits out, whatever its layout and colour order."""
+"""A user's own ONNX model as a network: normalised RGB images in, its outputs out, whatever its layout and colour order."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,21 +20,27 @@ _MOST = 1 - 1e-7
 
 
 class OnnxNetwork:
-    """`model` with the one input and output that `interface` means.
+    """`model` with the one input that `interface` means, and the `outputs` of these names, or the one that `interface` means.
 
     Raises:
         ExportError: several inputs or outputs and none named; the input is no image of floats.
     """
 
-    def __init__(self, model: onnx.ModelProto, interface: OnnxInterface) -> None:
+    def __init__(self, model: onnx.ModelProto, interface: OnnxInterface, outputs: Sequence[str] = ()) -> None:
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
         self.model = model
         self.interface = interface
         self.input = _choose(inputs, interface.input_name, "input")
-        self.output = _choose(list(model.graph.output), interface.output_name, "output")
+        found = list(model.graph.output)
+        self.outputs = [_choose(found, name, "output") for name in outputs or (interface.output_name,)]
         self.dtype = self.input.type.tensor_type.elem_type
         self._check_input()
+
+    @property
+    def output(self) -> onnx.ValueInfoProto:
+        """The first or only one."""
+        return self.outputs[0]
 
     @property
     def sizes(self) -> list[int | None]:
@@ -52,7 +59,15 @@ class OnnxNetwork:
         return self.sizes[0]
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised RGB float32 [B,3,H,W] -> the model's own output as float32.
+        """Normalised RGB float32 [B,3,H,W] -> the model's first or only output as float32.
+
+        Raises:
+            ExportError: onnxruntime cannot run the model.
+        """
+        return self.run_all(images)[0]
+
+    def run_all(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Normalised RGB float32 [B,3,H,W] -> the model's own outputs as float32.
 
         Raises:
             ExportError: onnxruntime cannot run the model.
@@ -67,19 +82,19 @@ class OnnxNetwork:
             parts = [self._run(inputs[start : start + step]) for start in range(0, len(inputs), step)]
         except Exception as error:
             raise ExportError(f"onnxruntime cannot run the model: {error}") from error
-        return np.concatenate(parts).astype(np.float32)
+        return [np.concatenate(rows).astype(np.float32) for rows in zip(*parts, strict=True)]
 
     def logits(self, images: Tensor, activation: Activation) -> Tensor:
         """Normalised RGB float32 [B,3,H,W] -> logits float32 [B,C]; what `activation` makes the model's probabilities of."""
         output = torch.from_numpy(self.run(images.numpy()))
-        if self.interface.output == "logits":
+        if self.interface.output != "probabilities":
             return output
         # float32 holds far smaller probabilities than distances from one, so that the two ends are not alike.
         probabilities = output.double().clamp(_LEAST, _MOST)
         return (probabilities.log() if activation == "softmax" else probabilities.logit()).float()
 
-    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        return cast("NDArray[Any]", self._session.run([self.output.name], {self.input.name: inputs})[0])
+    def _run(self, inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        return cast("list[NDArray[Any]]", self._session.run([value.name for value in self.outputs], {self.input.name: inputs}))
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
@@ -94,6 +109,12 @@ class OnnxNetwork:
             raise ExportError(f"The model's input {self.input.name} is {sizes}, not {self.interface.layout} with 3 channels.")
         if self.dtype not in _FLOATS:
             raise ExportError(f"The model's input {self.input.name} is not a float tensor, so it is no normalised image.")
+
+
+def count_weights(model: onnx.ModelProto) -> int:
+    """The float values that the model holds."""
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    return sum(torch.Size(tensor.dims).numel() for tensor in model.graph.initializer if tensor.data_type in floats)
 
 
 def _choose(values: list[onnx.ValueInfoProto], name: str | None, kind: str) -> onnx.ValueInfoProto:

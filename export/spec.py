@@ -30,6 +30,7 @@ from app.manifest import (
     Text,
     Verification,
 )
+from export.detect_options import DetectOptions
 from export.detector import Detector
 from export.dual_encoder import DualEncoder
 from export.grounder import Grounder
@@ -78,13 +79,13 @@ class PreprocessingOverrides:
 
 @dataclass(frozen=True)
 class OnnxInterface:
-    """How a user's own ONNX classifier wants its input and what its output is; only for `onnx/FILE`."""
+    """How a user's own ONNX model wants its input and what its output is; only for `onnx/FILE`."""
 
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    colour: Literal["RGB", "BGR"] = "RGB"
-    output: Literal["logits", "probabilities"] = "logits"
+    colour: Literal["RGB", "BGR"] | None = None  # None: RGB, or as a detector's head has it
+    output: Literal["logits", "probabilities"] | None = None  # None: logits, or as a detector's head has it
     input_name: str | None = None  # needed when the model has several
-    output_name: str | None = None
+    output_name: str | None = None  # of a detector several, with commas between them
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class ExportRequest:
     model_args: dict[str, Any] = field(default_factory=dict)
     preprocessing: PreprocessingOverrides = field(default_factory=PreprocessingOverrides)
     onnx: OnnxInterface = field(default_factory=OnnxInterface)
+    detection: DetectOptions | None = None  # given when an ONNX model is a detector
     activation: Activation | None = None  # None: what the source says, else softmax
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: Precision = "fp32"

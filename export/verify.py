@@ -22,6 +22,7 @@ from export.agreement import (
 from export.detector import Detector
 from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
+from export.onnx_detector import OnnxDetector
 from export.reference import reference_pixels
 from export.runner import Infer, open_engine
 from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
@@ -30,6 +31,7 @@ from export.tokenizer import Tokenizer
 from export.verify_detector import verify_detector
 from export.verify_dual_encoder import verify_dual_encoder
 from export.verify_grounder import verify_grounder
+from export.verify_onnx_detector import verify_onnx_detector
 from export.verify_tokenizer import verify_tokenizer
 
 
@@ -42,6 +44,8 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
     reference = fused[0].reference
     if isinstance(reference, Tokenizer):
         return verify_tokenizer(build, reference)
+    if isinstance(reference, OnnxDetector):
+        return (verify_onnx_detector(build[0], reference, fused[0].inner),)
     if isinstance(reference, Detector):
         return (verify_detector(build[0], reference, fused[0].inner),)
     if isinstance(reference, GroundingReference):

@@ -56,8 +56,16 @@ def verify_detector(staged: Staged, network: Detector, inner: Sequence[TensorSpe
         VerificationError: with the checks that failed.
         ExportError: the engine does not run here; disk full.
     """
-    entry = staged_entry(staged)
-    verifier = _Verifier(entry, network, golden_images())
+    return run_verifier(staged, DetectorVerifier(staged_entry(staged), network, golden_images()), inner)
+
+
+def run_verifier(staged: Staged, verifier: "DetectorVerifier", inner: Sequence[TensorSpec]) -> Staged:
+    """Make every check of `verifier`, and write the golden outputs and the finished manifest.
+
+    Raises:
+        VerificationError, ExportError: see `verify_detector`.
+    """
+    entry = verifier.entry
     with _laid_open(entry, inner) as whole, open_tensors(whole) as run:
         checks = tuple(verifier.run(run))
     verification = Verification(
@@ -92,8 +100,10 @@ def _laid_open(entry: Entry, inner: Sequence[TensorSpec]) -> Iterator[Entry]:
         yield replace(entry, path=path, manifest=entry.manifest.model_copy(update={"outputs": outputs}))
 
 
-class _Verifier:
+class DetectorVerifier:
     """The golden images on both sides, and the comparisons between them."""
+
+    shift = 1  # from a query to the neighbour whose box must be another
 
     def __init__(self, entry: Entry, network: Detector, images: Sequence[GoldenImage]) -> None:
         manifest = entry.manifest
@@ -113,8 +123,8 @@ class _Verifier:
         self.content = np.array([content_size(info.width, info.height, self.preprocessing) for _, info in served], np.int32)
         self.expected = np.stack([reference_pixels(image.data, self.preprocessing) for image in images])
         self.expected_content = np.array([reference_content(image.data, self.preprocessing) for image in images], np.int32)
-        self.on_frames = self._ask_network(self.frames, self.content)
-        self.on_expected = self._ask_network(self.expected, self.expected_content)
+        self.on_frames = self.ask_network(self.frames, self.content)
+        self.on_expected = self.ask_network(self.expected, self.expected_content)
 
     def run(self, run: Run) -> Iterator[Check]:
         """Every check, in the order of the path; queries where the engine shows them."""
@@ -127,26 +137,43 @@ class _Verifier:
             what = f"engine, batch {batch}"
             reference = self.on_frames
             if "query_boxes" in served:
-                reference = self._starting(self.on_frames, self.frames, self.content, _told(served).starts)
-                yield from compare_queries(what, _told(served), reference, self.tolerance)
-            yield from compare_rows(what, served, reference, self.network, self.tolerance)
+                told = self.told(served)
+                reference = self._starting(self.on_frames, self.frames, self.content, told.starts)
+                yield from compare_queries(what, told, self.match(told, reference), self.tolerance)
+            yield from self.compare_rows(what, served, reference)
         alone = by_batch[1]
         if "query_boxes" not in alone:
             return
-        told = _told(alone)
+        told = self.told(alone)
         for batch in self.batches[1:]:
-            pair = at_same_places(_told(by_batch[batch]), told)
-            yield from compare_queries(f"alone and in a batch of {batch}", *pair, self.tolerance)
+            together, apart = at_same_places(self.told(by_batch[batch]), told)
+            yield from compare_queries(f"alone and in a batch of {batch}", together, self.match(together, apart), self.tolerance)
         yield from self._path(told)
-        neighbours = box_distance(told.boxes, np.roll(told.boxes, 1, axis=1))
-        yield at_least("engine: distance of neighbouring boxes", np.median(neighbours), DISTINCT, "of the frame")
+        neighbours = box_distance(told.boxes, np.roll(told.boxes, self.shift, axis=1))
+        yield at_least("engine: distance of neighbouring boxes", self.typical(neighbours), DISTINCT, "of the frame")
         yield from self._sight(run, told)
         if "content" in self.names:
             yield from self._padding(run, told)
         if self.phrases:
-            others = _told(ask_all(run, self._inputs(self.frames, phrases=self.phrases[::-1])))
+            others = self.told(ask_all(run, self._inputs(self.frames, phrases=self.phrases[::-1])))
             moved = np.median(score_distance(told.scores, others.scores))
             yield at_least("sees other phrases: query scores", moved, SENSITIVITY * self.tolerance.score)
+
+    def told(self, served: Mapping[str, NDArray[Any]]) -> Told:
+        """What the engine says of every query, as it is compared."""
+        return Told(served["query_scores"], served["query_boxes"], served.get("query_masks"), served.get("proposals"))
+
+    def match(self, told: Told, reference: Told) -> Told:
+        """The reference's queries in the order of the engine's."""
+        return reference
+
+    def typical(self, moved: NDArray[Any]) -> Any:
+        """The difference that stands for those of all queries [B,Q]."""
+        return np.median(moved)
+
+    def compare_rows(self, what: str, served: Mapping[str, NDArray[Any]], reference: Told) -> Iterator[Check]:
+        """The rows that were chosen."""
+        yield from compare_rows(what, dict(served), reference, self.network, self.tolerance)
 
     def write_golden(self, staged: Staged, run: Run) -> Iterator[GoldenExample]:
         """The raw outputs of the images that travel; `app/golden.py` asks for them again wherever the engine is served."""
@@ -163,7 +190,8 @@ class _Verifier:
 
     def _path(self, told: Told) -> Iterator[Check]:
         """The whole served path: the median query of the image that moves most."""
-        expected = self._starting(self.on_expected, self.expected, self.expected_content, told.starts)
+        reference = self._starting(self.on_expected, self.expected, self.expected_content, told.starts)
+        expected = self.match(told, reference)
         boxes = np.median(box_distance(told.boxes, expected.boxes), axis=1).max()
         scores = np.median(score_distance(told.scores, expected.scores), axis=1).max()
         yield at_most("served path: query boxes", boxes, self.tolerance.path_box, "of the frame")
@@ -174,8 +202,8 @@ class _Verifier:
 
     def _sight(self, run: Run, told: Told) -> Iterator[Check]:
         """What a fault would do must be larger than what the tolerances let pass; else the comparison above is blind."""
-        black = _told(ask_all(run, self._inputs(np.zeros_like(self.frames))))
-        swapped = _told(ask_all(run, self._inputs(np.ascontiguousarray(self.frames[..., ::-1]))))
+        black = self.told(ask_all(run, self._inputs(np.zeros_like(self.frames))))
+        swapped = self.told(ask_all(run, self._inputs(np.ascontiguousarray(self.frames[..., ::-1]))))
         others = told.rows(np.roll(np.arange(len(self.frames)), 1))
         for what, other in (("a black image", black), ("swapped channels", swapped), ("another image", others)):
             yield from self._moved(f"sees {what}", told, other)
@@ -187,14 +215,14 @@ class _Verifier:
             np.arange(size)[None] < self.content[:, axis : axis + 1] for axis, size in enumerate(self.frames.shape[1:3])
         )
         filled = np.where((rows[:, :, None] & columns[:, None])[..., None], self.frames, noise)
-        yield from compare_queries("noise in the padding", _told(ask_all(run, self._inputs(filled))), told, self.tolerance)
+        yield from compare_queries("noise in the padding", self.told(ask_all(run, self._inputs(filled))), told, self.tolerance)
         smaller = np.maximum(self.content * 3 // 4, 1)
-        yield from self._moved("sees where padding begins", told, _told(ask_all(run, self._inputs(self.frames, smaller))))
+        yield from self._moved("sees where padding begins", told, self.told(ask_all(run, self._inputs(self.frames, smaller))))
 
     def _moved(self, what: str, told: Told, other: Told) -> Iterator[Check]:
         boxes, scores = box_distance(told.boxes, other.boxes), score_distance(told.scores, other.scores)
-        yield at_least(f"{what}: query boxes", np.median(boxes), SENSITIVITY * self.tolerance.box, "of the frame")
-        yield at_least(f"{what}: query scores", np.median(scores), SENSITIVITY * self.tolerance.score)
+        yield at_least(f"{what}: query boxes", self.typical(boxes), SENSITIVITY * self.tolerance.box, "of the frame")
+        yield at_least(f"{what}: query scores", self.typical(scores), SENSITIVITY * self.tolerance.score)
         if told.proposals is not None and other.proposals is not None:
             proposals = np.median(proposal_distance(told.proposals, other.proposals, told.proposals))
             yield at_least(f"{what}: proposals", proposals, SENSITIVITY * self.tolerance.score, "of their spread")
@@ -203,9 +231,9 @@ class _Verifier:
         """`told` as the network tells it of `frames` with its queries starting at `starts`; its proposals stay its own."""
         if starts is None or (told.starts is not None and np.array_equal(told.starts, starts)):
             return told
-        return replace(self._ask_network(frames, content, starts), proposals=told.proposals)
+        return replace(self.ask_network(frames, content, starts), proposals=told.proposals)
 
-    def _ask_network(self, frames: Frames, content: NDArray[np.int32], starts: NDArray[Any] | None = None) -> Told:
+    def ask_network(self, frames: Frames, content: NDArray[np.int32], starts: NDArray[Any] | None = None) -> Told:
         given = torch.from_numpy(content) if "content" in self.names else None
         with torch.inference_mode():
             return Told.of(self.network, image_tensor(torch.from_numpy(frames), self.preprocessing), given, starts)
@@ -216,7 +244,3 @@ class _Verifier:
             ids = phrase_tokenizer(self.entry).encode_together(self.phrases if phrases is None else phrases, "phrases")
             inputs["input_ids"] = np.repeat(ids, len(frames), axis=0)
         return {name: rows for name, rows in inputs.items() if name in self.names}
-
-
-def _told(served: Mapping[str, NDArray[Any]]) -> Told:
-    return Told(served["query_scores"], served["query_boxes"], served.get("query_masks"), served.get("proposals"))

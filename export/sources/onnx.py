@@ -1,4 +1,4 @@
-"""`onnx/FILE`: the user's own ONNX classifier, weights and all."""
+"""`onnx/FILE`: the user's own ONNX classifier or detector, weights and all."""
 
 import hashlib
 from pathlib import Path
@@ -11,11 +11,12 @@ from export.labels import choose_labels
 from export.onnx_network import OnnxNetwork
 from export.preprocessing import from_overrides
 from export.provenance import describe_source
-from export.spec import ExportError, ExportRequest, Loaded
+from export.sources.onnx_detector import load_detector
+from export.spec import ExportError, ExportRequest, Loaded, LoadedDetector
 
 
-def load(request: ExportRequest, identifier: str) -> Loaded:
-    """Read the file and find its input, output and number of classes.
+def load(request: ExportRequest, identifier: str) -> Loaded | LoadedDetector:
+    """Read the file and find its input, output and number of classes; of a detector see `load_detector`.
 
     The input size is the one the file fixes, or `--input-size`; the rest of the preprocessing comes from the flags.
 
@@ -24,6 +25,15 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
     """
     file = Path(identifier)
     model = _read(file)
+    source = describe_source(
+        request,
+        "onnx",
+        file.stem,
+        checkpoint=file.name,
+        checkpoint_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
+    if request.detection is not None:
+        return load_detector(request, request.detection, model, source)
     network = OnnxNetwork(model, request.onnx)
     preprocessing = from_overrides(request.preprocessing, network.image_size)
     _check_size(network, preprocessing)
@@ -36,13 +46,7 @@ def load(request: ExportRequest, identifier: str) -> Loaded:
         num_classes=num_classes,
         labels=choose_labels(request.labels, (), num_classes),
         activation=request.activation or "softmax",
-        source=describe_source(
-            request,
-            "onnx",
-            file.stem,
-            checkpoint=file.name,
-            checkpoint_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        ),
+        source=source,
         onnx=request.onnx,
     )
 

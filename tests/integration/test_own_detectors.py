@@ -1,0 +1,114 @@
+"""Detectors as users bring them, published by the command and asked over HTTP: the boxes are those of their own code."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from starlette.testclient import TestClient
+from torchvision.ops import batched_nms, box_convert
+from typer.testing import CliRunner
+
+from app.main import create_app
+from app.manifest import Manifest, read_entry
+from app.settings import Settings
+from export.__main__ import app
+from tests.export.small_yolo import CLASSES, FRAME, HEADS, STRIDES, SmallYolo, save
+
+LEAST = 0.3
+LABELS = ("circle", "square", "star")
+Publish = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("own")
+    (directory / "labels.txt").write_text("\n".join(LABELS))
+    return directory
+
+
+def publish(home: Path, form: str, *flags: str, batch: int | None = None) -> Manifest:
+    file = home / f"{form}.onnx"
+    save(form, file, batch=batch)
+    command = (f"onnx/{file}", "--task", "detect", *HEADS[form], "--interpolation", "nearest", "--labels", str(home / "labels.txt"))
+    result = CliRunner().invoke(app, [*command, *flags, "--repository", str(home / "models")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return read_entry(home / "models" / form / "1").manifest
+
+
+def photo(width: int, height: int) -> Image.Image:
+    random = np.random.default_rng(width)
+    coarse = Image.fromarray(random.integers(0, 256, (9, 11, 3), np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def own_code(form: str, image: Image.Image, *, anchor: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a user's own script does: letterbox, network, decoding, suppression, and back to the photo. Boxes, scores, classes."""
+    scale = min(FRAME[1] / image.width, FRAME[0] / image.height)
+    inner = (round(image.width * scale), round(image.height * scale))
+    left, top = ((FRAME[1] - inner[0]) // 2, (FRAME[0] - inner[1]) // 2) if anchor == "centre" else (0, 0)
+    frame = Image.new("RGB", (FRAME[1], FRAME[0]), (114, 114, 114))
+    frame.paste(image.resize(inner, Image.Resampling.NEAREST), (left, top))
+    pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        network = SmallYolo("yolov5" if form == "yolov5-raw" else form).eval()
+        table = network(pixels.flip(1) if form == "yolox" else pixels / 255)[0]
+    table = table.T if form == "yolov8" else table
+    boxes, rest = table[:, :4], table[:, 4:]
+    if form == "yolox":
+        cells = [(x, y, stride) for stride in STRIDES for y in range(FRAME[0] // stride) for x in range(FRAME[1] // stride)]
+        x, y, stride = torch.tensor(cells).T
+        centre = torch.stack([(boxes[:, 0] + x) * stride, (boxes[:, 1] + y) * stride], 1)
+        boxes = torch.cat([centre, boxes[:, 2:].exp() * stride[:, None]], 1)
+    scores, classes = (rest if form == "yolov8" else rest[:, :1] * rest[:, 1:]).max(1)
+    corners = box_convert(boxes, "cxcywh", "xyxy")
+    kept = batched_nms(corners, scores, classes, 0.7 if form == "yolov8" else 0.45)
+    kept = kept[scores[kept] >= LEAST]
+    size = np.array([image.width, image.height])
+    original = (corners[kept].numpy().reshape(-1, 2, 2) - (left, top)) / inner * size
+    original = original.clip(0, size).reshape(-1, 4)
+    inside = (original[:, 2:] > original[:, :2]).all(1)
+    return original[inside], scores[kept].numpy()[inside], classes[kept].numpy()[inside]
+
+
+@pytest.mark.parametrize(
+    ("form", "flags", "batch", "anchor"),
+    [("yolov8", (), 1, "centre"), ("yolov5-raw", ("--precision", "fp32"), None, "centre"), ("yolox", (), None, "corner")],
+)
+def test_rows_are_those_of_the_users_own_code(
+    home: Path, form: str, flags: tuple[str, ...], batch: int | None, anchor: str
+) -> None:
+    manifest = publish(home, form, *flags, batch=batch)
+    assert manifest.detection is not None
+    assert (manifest.detection.classes, manifest.labels) == (CLASSES, LABELS)
+    assert (manifest.preprocessing.anchor, manifest.preprocessing.fill) == (anchor, (114, 114, 114))
+    assert manifest.tensorrt is not None
+    assert manifest.tensorrt.convertible
+    settings = Settings(_env_file=None, repository=home / "models", default_detect=manifest.model, repository_poll=0)
+    with TestClient(create_app(settings)) as client:
+        files, images = [], [photo(96, 128), photo(192, 60), photo(70, 70)]
+        for image in images:
+            buffer = BytesIO()
+            image.save(buffer, "PNG")
+            files.append(("image", ("photo.png", buffer.getvalue())))
+        results = client.post(f"/v1/detect?threshold={LEAST}", files=files).json()["results"]
+        for image, result in zip(images, results, strict=True):
+            boxes, scores, classes = own_code(form, image, anchor=anchor)
+            found = result["detections"]
+            assert len(scores) == len(found) > 2
+            for one in found:
+                (index,) = np.flatnonzero((np.abs(boxes - one["box"]).max(1) < 0.01) & (classes == one["class_id"]))
+                assert one["score"] == pytest.approx(scores[index], abs=1e-4)
+                assert one["label"] == LABELS[classes[index]]
+        drawn = client.post("/v1/detect", content=files[0][1][1], headers={"Accept": "image/png"})
+        assert Image.open(BytesIO(drawn.content)).size == images[0].size
+
+
+def test_a_network_that_chooses_its_rows_itself(home: Path) -> None:
+    manifest = publish(home, "end2end")
+    assert manifest.detection is not None
+    assert (manifest.detection.queries, manifest.detection.classes) == (8, CLASSES)
