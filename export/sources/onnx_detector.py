@@ -22,6 +22,7 @@ from export.reference import reference_pixels
 from export.spec import ExportError, ExportRequest, LoadedDetector, PreprocessingOverrides, image_tensor
 
 _BORDER = (114, 114, 114)  # the grey of the YOLO family's letterbox
+_INVERTED = 0.2  # of the boxes may end before they begin; a few do while a network is not sure
 
 
 def load_detector(request: ExportRequest, options: DetectOptions, model: onnx.ModelProto, source: Source) -> LoadedDetector:
@@ -135,7 +136,7 @@ def _check_values(detector: OnnxDetector, preprocessing: Preprocessing) -> None:
     if not len(told):
         return
     inverted = np.mean((told[:, 2:] < told[:, :2]).any(1))
-    if inverted > 0.5:
+    if inverted > _INVERTED:
         raise ExportError(
             f"{inverted:.0%} of the boxes end before they begin, so they are hardly {head.box_format}; see --box-format."
         )

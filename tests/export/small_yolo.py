@@ -38,7 +38,7 @@ class SmallYolo(nn.Module):
         self.scale = 1 / 255 if form == "yolox" else 1.0
         self.stem = nn.Conv2d(3, 16, 8, stride=8)
         self.down = nn.Conv2d(16, 16, 2, stride=2)
-        numbers = {"yolov8": 4 * BINS + CLASSES, "yolov8-raw": 4 * BINS + CLASSES, "detr": 4 + CLASSES + 1}
+        numbers = {"yolov8": 4 * BINS + CLASSES, "yolov8-raw": 4 * BINS + CLASSES, "detr": 4 + CLASSES + 2}
         self.anchors = 2 if form.startswith("yolov5") else 1
         width = numbers.get(form, 5 + CLASSES) * self.anchors
         self.heads = nn.ModuleList(nn.Conv2d(16, width, 3, padding=1) for _ in STRIDES)

@@ -18,6 +18,7 @@ from app.cli import app as vitrine
 from app.decode import ImageInfo, OpenedImage, decode
 from app.manifest import check_hashes, read_entry
 from export.__main__ import app
+from export.detect_options import DetectOptions
 from export.spec import Engine, ExportRequest, Loaded, OnnxInterface, PreprocessingOverrides, Reference
 from tests.export.small import SmallNet
 
@@ -86,6 +87,34 @@ def test_every_option_arrives(parsed: Callable[..., ExportRequest], tmp_path: Pa
     )
 
 
+def test_what_the_outputs_of_a_detector_mean_arrives(parsed: Callable[..., ExportRequest]) -> None:
+    names = ("--boxes-name", "b", "--scores-name", "s", "--classes-name", "c", "--box-format", "xywh", "--box-units", "shares")
+    cells = ("--background", "last", "--strides", "8,16", "--anchors", "10,13,16.5,30", "--nms", "0.5", "--agnostic-nms")
+    rows = ("--single-label", "--score-threshold", 0.2, "--max-detections", 10, "--letterbox", "corner", "--pad", "1,2,3")
+    request = parsed("onnx/their.onnx", "--task", "detect", "--head", "boxes", *names, *cells, *rows)
+    anchors = (10.0, 13.0, 16.5, 30.0)
+    assert request.detection == DetectOptions(
+        *("boxes", "b", "s", "c", "xywh", "shares", "last", (8, 16), anchors, 0.5, True, False, 0.2, 10, "corner", (1, 2, 3))
+    )
+    assert parsed("onnx/their.onnx", "--task", "detect", "--nms", "none").detection == DetectOptions(nms=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--nms", "45"], "--nms takes an overlap between 0 and 1"),
+        (["--strides", "8,0"], "--strides takes whole numbers of 1 or more"),
+        (["--anchors", "10;13"], "--anchors takes numbers"),
+        (["--max-detections", "4000"], "max-detections"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_of_a_detector_is_said(call: Callable[..., Result], arguments: list[str], says: str) -> None:
+    result = call("onnx/their.onnx", "--task", "detect", *arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
 def test_arguments_of_the_network_are_python_literals_or_text(parsed: Callable[..., ExportRequest]) -> None:
     arguments = ("depths=(1, 2)", "drop=0.5", "flag=True", "norm_layer=batchnorm2d", "text=a=b", "none=None", "empty=")
     request = parsed("timm/x", *(part for argument in arguments for part in ("--model-arg", argument)))
@@ -131,6 +160,8 @@ def test_a_resize_is_a_shortest_edge_or_a_stretch(parsed: Callable[..., ExportRe
         (["--precision", "int4"], "int4"),
         (["--max-batch", "0"], "max-batch"),
         (["--name", "My Net"], "--name takes"),
+        (["--head", "yolov8", "--pad", "0"], "--head, --pad is only for --task detect"),
+        (["--task", "detect"], "--task is only for the source onnx/FILE"),
         (["--checkpoint", "no/such.pth"], "no/such.pth"),
         (["--labels", "no/such.txt"], "no/such.txt"),
     ],

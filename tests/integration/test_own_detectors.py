@@ -76,13 +76,11 @@ def own_code(form: str, image: Image.Image, *, anchor: str) -> tuple[np.ndarray,
 
 
 @pytest.mark.parametrize(
-    ("form", "flags", "batch", "anchor"),
-    [("yolov8", (), 1, "centre"), ("yolov5-raw", ("--precision", "fp32"), None, "centre"), ("yolox", (), None, "corner")],
+    ("form", "batch", "anchor"),
+    [("yolov8", 1, "centre"), ("yolov5-raw", None, "centre"), ("yolox", None, "corner")],
 )
-def test_rows_are_those_of_the_users_own_code(
-    home: Path, form: str, flags: tuple[str, ...], batch: int | None, anchor: str
-) -> None:
-    manifest = publish(home, form, *flags, batch=batch)
+def test_rows_are_those_of_the_users_own_code(home: Path, form: str, batch: int | None, anchor: str) -> None:
+    manifest = publish(home, form, batch=batch)
     assert manifest.detection is not None
     assert (manifest.detection.classes, manifest.labels) == (CLASSES, LABELS)
     assert (manifest.preprocessing.anchor, manifest.preprocessing.fill) == (anchor, (114, 114, 114))
@@ -101,9 +99,9 @@ def test_rows_are_those_of_the_users_own_code(
             found = result["detections"]
             assert len(scores) == len(found) > 2
             for one in found:
-                (index,) = np.flatnonzero((np.abs(boxes - one["box"]).max(1) < 0.01) & (classes == one["class_id"]))
-                assert one["score"] == pytest.approx(scores[index], abs=1e-4)
-                assert one["label"] == LABELS[classes[index]]
+                alike = (np.abs(boxes - one["box"]).max(1) < 0.01) & (np.abs(scores - one["score"]) < 1e-4)
+                assert one["class_id"] in classes[alike]
+                assert one["label"] == LABELS[one["class_id"]]
         drawn = client.post("/v1/detect", content=files[0][1][1], headers={"Accept": "image/png"})
         assert Image.open(BytesIO(drawn.content)).size == images[0].size
 
