@@ -27,8 +27,8 @@ Array = NDArray[Any]
 # Scores are compared as log-odds: of trained detectors most are nearly 0, where a fault would move probabilities by nothing.
 TOLERANCES: dict[str, RowTolerance] = {
     "fp32": RowTolerance(1e-3, 0.01, 0, share=1.0, path_box=0.05, path_score=0.5, golden=0.01, outliers=0.05),
-    "fp16": RowTolerance(0.05, 0.3, 0, share=0.9, path_box=0.06, path_score=0.6, golden=0.03, outliers=0.15),
-    "bf16": RowTolerance(0.2, 1.0, 0, share=0.8, path_box=0.25, path_score=1.0, golden=0.1, outliers=0.4),
+    "fp16": RowTolerance(0.003, 0.06, 0, share=0.9, path_box=0.06, path_score=0.6, golden=0.03, outliers=0.15),
+    "bf16": RowTolerance(0.03, 0.3, 0, share=0.8, path_box=0.25, path_score=1.0, golden=0.1, outliers=0.4),
 }
 _UNSORTED = 0.98  # of the queries, where the network itself orders them and swaps what is nearly equal
 _ROWS = 0.99  # of the rows that are suppressed alike, given the same queries: an overlap may lie within rounding of the limit

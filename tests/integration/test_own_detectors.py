@@ -1,13 +1,11 @@
 """Detectors as users bring them, published by the command and asked over HTTP: the boxes are those of their own code."""
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from starlette.testclient import TestClient
 from torchvision.ops import batched_nms, box_convert
@@ -17,24 +15,24 @@ from app.main import create_app
 from app.manifest import Manifest, read_entry
 from app.settings import Settings
 from export.__main__ import app
+from tests import triton
 from tests.export.small_yolo import CLASSES, FRAME, HEADS, STRIDES, SmallYolo, save
 
 LEAST = 0.3
 LABELS = ("circle", "square", "star")
-Publish = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("own")
-    (directory / "labels.txt").write_text("\n".join(LABELS))
-    return directory
+    return tmp_path_factory.mktemp("own")
 
 
 def publish(home: Path, form: str, *flags: str, batch: int | None = None) -> Manifest:
+    labels = home / "labels.txt"
+    labels.write_text("\n".join((*LABELS, *(["cross"] if form == "detr" else []))))
     file = home / f"{form}.onnx"
     save(form, file, batch=batch)
-    command = (f"onnx/{file}", "--task", "detect", *HEADS[form], "--interpolation", "nearest", "--labels", str(home / "labels.txt"))
+    command = (f"onnx/{file}", "--task", "detect", *HEADS[form], "--interpolation", "nearest", "--labels", str(labels))
     result = CliRunner().invoke(app, [*command, *flags, "--repository", str(home / "models")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return read_entry(home / "models" / form / "1").manifest
@@ -44,6 +42,21 @@ def photo(width: int, height: int) -> Image.Image:
     random = np.random.default_rng(width)
     coarse = Image.fromarray(random.integers(0, 256, (9, 11, 3), np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def as_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+IMAGES = [photo(96, 128), photo(192, 60), photo(70, 70)]
+FILES = [("image", as_png(image)) for image in IMAGES]
+
+
+def gateway(home: Path, model: str, **options: str) -> TestClient:
+    settings = Settings(_env_file=None, repository=home / "models", default_detect=model, repository_poll=0, **options)
+    return TestClient(create_app(settings))
 
 
 def own_code(form: str, image: Image.Image, *, anchor: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,15 +99,9 @@ def test_rows_are_those_of_the_users_own_code(home: Path, form: str, batch: int 
     assert (manifest.preprocessing.anchor, manifest.preprocessing.fill) == (anchor, (114, 114, 114))
     assert manifest.tensorrt is not None
     assert manifest.tensorrt.convertible
-    settings = Settings(_env_file=None, repository=home / "models", default_detect=manifest.model, repository_poll=0)
-    with TestClient(create_app(settings)) as client:
-        files, images = [], [photo(96, 128), photo(192, 60), photo(70, 70)]
-        for image in images:
-            buffer = BytesIO()
-            image.save(buffer, "PNG")
-            files.append(("image", ("photo.png", buffer.getvalue())))
-        results = client.post(f"/v1/detect?threshold={LEAST}", files=files).json()["results"]
-        for image, result in zip(images, results, strict=True):
+    with gateway(home, form) as client:
+        results = client.post(f"/v1/detect?threshold={LEAST}", files=FILES).json()["results"]
+        for image, result in zip(IMAGES, results, strict=True):
             boxes, scores, classes = own_code(form, image, anchor=anchor)
             found = result["detections"]
             assert len(scores) == len(found) > 2
@@ -102,11 +109,33 @@ def test_rows_are_those_of_the_users_own_code(home: Path, form: str, batch: int 
                 alike = (np.abs(boxes - one["box"]).max(1) < 0.01) & (np.abs(scores - one["score"]) < 1e-4)
                 assert one["class_id"] in classes[alike]
                 assert one["label"] == LABELS[one["class_id"]]
-        drawn = client.post("/v1/detect", content=files[0][1][1], headers={"Accept": "image/png"})
-        assert Image.open(BytesIO(drawn.content)).size == images[0].size
+        drawn = client.post("/v1/detect", content=FILES[0][1], headers={"Accept": "image/png"})
+        assert Image.open(BytesIO(drawn.content)).size == IMAGES[0].size
 
 
-def test_a_network_that_chooses_its_rows_itself(home: Path) -> None:
-    manifest = publish(home, "end2end")
+@pytest.mark.parametrize(("form", "flags"), [("end2end", ()), ("detr", ()), ("yolov5", ("--precision", "fp16"))])
+def test_other_heads_pass_verification(home: Path, form: str, flags: tuple[str, ...]) -> None:
+    manifest = publish(home, form, *flags)
     assert manifest.detection is not None
-    assert (manifest.detection.queries, manifest.detection.classes) == (8, CLASSES)
+    rows, score = {"end2end": (8, "sigmoid"), "detr": (120, "softmax"), "yolov5": (240, "objectness")}[form]
+    assert (manifest.detection.queries, manifest.detection.score) == (rows, score)
+    assert manifest.verification is not None
+    assert manifest.verification.passed
+
+
+@pytest.mark.triton
+def test_triton_gives_the_same_rows(tmp_path: Path) -> None:
+    publish(tmp_path, "yolov8-raw")
+    with triton.serve(tmp_path / "models") as server:
+        remote = {"backend": "triton", "triton_url": f"127.0.0.1:{server.ports.grpc}"}
+        answers = []
+        for options in ({}, remote):
+            with gateway(tmp_path, "yolov8-raw", **options) as client:
+                answers.append(
+                    [client.post("/v1/detect?threshold=0.1", files=files).json()["results"] for files in (FILES, FILES[:1])]
+                )
+    for embedded, served in zip(*answers, strict=True):
+        for one, other in zip(embedded, served, strict=True):
+            assert len(one["detections"]) == len(other["detections"]) > 2
+            scores = [[found["score"] for found in result["detections"]] for result in (one, other)]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4)
