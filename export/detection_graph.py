@@ -181,12 +181,7 @@ def _final_scores(nodes: Nodes, rest: ir.Value, head: DetectionHead) -> ir.Value
     score, found = nodes.cut(rest, 0, 1), nodes("Cast", nodes.cut(rest, 1, 2), to=_INT64)
     if head.logits:
         score = nodes("Sigmoid", score)
-    return nodes("Mul", score, _is_class(nodes, found, head))
-
-
-def _is_class(nodes: Nodes, found: ir.Value, head: DetectionHead) -> ir.Value:
-    """int64 [B,A,1] -> float32 [B,A,classes], 1 at the class."""
-    return nodes("Cast", nodes("Equal", found, np.arange(head.classes)), to=_FLOAT)
+    return nodes("Mul", score, nodes("Cast", nodes("Equal", found, np.arange(head.classes)), to=_FLOAT))
 
 
 def _choose(nodes: Nodes, boxes: ir.Value, scores: ir.Value, head: DetectionHead) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -203,8 +198,11 @@ def _choose(nodes: Nodes, boxes: ir.Value, scores: ir.Value, head: DetectionHead
     single = nodes("GatherElements", scores, likeliest, axis=2)
     values = _flat(nodes, single)
     if head.nms:
-        candidates = single if head.agnostic else nodes("Mul", scores, _is_class(nodes, likeliest, head))
-        found = _survivors(nodes, boxes, nodes("Transpose", candidates, perm=[0, 2, 1]), head)
+        candidates = nodes("Transpose", single, perm=[0, 2, 1])
+        if not head.agnostic:
+            by_class = nodes("Expand", 0.0, nodes("Gather", nodes("Shape", scores), np.array([0, 2, 1])))
+            candidates = nodes("ScatterElements", by_class, nodes("Transpose", likeliest, perm=[0, 2, 1]), candidates, axis=1)
+        found = _survivors(nodes, boxes, candidates, head)
         image_and_query = nodes("Gather", found, np.array([0, 2]), axis=1)
         values = nodes("Mul", values, _mark(nodes, image_and_query, like=values))
     best, index = nodes.pair("TopK", values, np.array([head.rows]), axis=1)

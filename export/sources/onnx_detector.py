@@ -68,8 +68,8 @@ def _preprocessing(
     missing = [flag for flag, value in known.items() if value is None]
     if size is None or fit is None or missing:
         raise ExportError(f"Nothing says how images are prepared for this detector; give {', '.join(missing)}.")
-    if fixed not in (None, size):
-        raise ExportError(f"The model takes images of {fixed[0]}x{fixed[1]}, not {size[0]}x{size[1]}." if fixed else "")
+    if fixed is not None and fixed != size:
+        raise ExportError(f"The model takes images of {fixed[0]}x{fixed[1]}, not {size[0]}x{size[1]}.")
     if overrides.resize not in (None, size) or (overrides.resize is not None and options.letterbox is not None):
         raise ExportError(
             f"A detector sees the whole image: either --resize {size[0]}x{size[1]} stretches it, or --letterbox fits it in."
