@@ -86,6 +86,7 @@ def informative_phrase_detector(network: PhraseDetector, preprocessing: Preproce
     images = image_tensor(sample_images(preprocessing, 4, seed), preprocessing)
     head = network.library.class_head
     head.logit_scale.weight *= 0.1
+    head.logit_shift.weight *= 0.3  # it is the same for all phrases
     head.logit_scale.bias.zero_()
     spread = network.detect(images, None).logits.std(dim=0).mean()
     if not torch.isfinite(spread) or spread < 1e-6:
