@@ -18,12 +18,15 @@ The three engines of a Qwen2.5-VL (`N` patches of one image, `M = N / merge_size
              -> logits float32 [B,vocabulary] of the last position, present.LAYER.key and present.LAYER.value [B,kv heads,P+S,head]
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 Finish = Literal["stop", "length", "error"]
@@ -78,15 +81,16 @@ class Prompt:
 
 @dataclass(eq=False)
 class Stream:
-    """One answer under way. The caller may read all of it and changes nothing."""
+    """One answer under way: its `tokens` so far, and the `logits` float32 [vocabulary] that the last of them was chosen by.
+
+    The caller may read all of it and changes nothing.
+    """
 
     prompt: Prompt
     sampling: Sampling
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None
-    _random: np.random.Generator = field(default_factory=np.random.default_rng, repr=False)
-    _cache: list[Any] = field(default_factory=list, repr=False)
-    _next_position: int = 0
+    logits: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,7 +112,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the host must know of the network; `generation` of the decoder's manifest. Lengths in tokens, sizes in pixels."""
+    """What the host must know of the network: part of `generation` in the manifest. Lengths in tokens, sizes in pixels."""
 
     max_length: int
     image_token_id: int
@@ -120,10 +124,25 @@ class Architecture:
     vision_rope_theta: float
 
     @classmethod
-    def read(cls, document: Mapping[str, Any]) -> "Architecture":
-        """From a `generation` of a manifest, which says more than is needed here."""
-        known = {each.name: document[each.name] for each in fields(cls)}
+    def read(cls, generation: Mapping[str, Any]) -> "Architecture":
+        """From the `generation` of a manifest, which says more than is needed here."""
+        known = {each.name: generation[each.name] for each in fields(cls)}
         return cls(**{**known, "end_token_ids": tuple(known["end_token_ids"])})
+
+    def image_tokens(self, grid: Grid) -> int:
+        """How many tokens of the prompt an image of `grid` fills."""
+        frames, rows, columns = grid
+        return frames * rows * columns // self.merge_size**2
+
+
+@dataclass(eq=False)
+class _State:
+    """What a slot holds: positions int64 [3,L] of the prompt, the position that comes next, and the engine's own cache."""
+
+    positions: NDArray[np.int64]
+    next_position: int
+    random: np.random.Generator
+    cache: list[Any]
 
 
 class Generator:
@@ -139,22 +158,41 @@ class Generator:
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         """Open `engines`, the files of "vision", "embed" and "decoder". `threads`: of each inference."""
-        raise NotImplementedError
+        self.architecture = architecture
+        self.max_streams = max_streams
+        self._vision = _open(engines["vision"], threads, providers)
+        self._embed = _open(engines["embed"], 1, providers)
+        self._decoder = _open(engines["decoder"], threads, providers)
+        self._device = "cpu" if providers[0] == "CPUExecutionProvider" else "cuda"
+        self._slots: dict[Stream, _State] = {}
 
     @classmethod
-    def open(cls, repository: Path, model: str, version: int, *, threads: int, max_streams: int) -> "Generator":
+    def open(
+        cls,
+        repository: Path,
+        model: str,
+        version: int,
+        *,
+        threads: int,
+        max_streams: int,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> "Generator":
         """The engines of one published build: `REPOSITORY/MODEL.ROLE/VERSION` of each role."""
-        raise NotImplementedError
+        directories = {role: repository / f"{model}.{role}" / str(version) for role in ENGINES}
+        manifests = {role: json.loads((path / "manifest.json").read_bytes()) for role, path in directories.items()}
+        engines = {role: path / manifests[role]["engine"]["file"] for role, path in directories.items()}
+        architecture = Architecture.read(manifests["decoder"]["generation"])
+        return cls(engines, architecture, threads=threads, max_streams=max_streams, providers=providers)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
         """Those that are alive, oldest first."""
-        raise NotImplementedError
+        return tuple(self._slots)
 
     @property
     def max_length(self) -> int:
         """Tokens of a prompt and its answer together."""
-        raise NotImplementedError
+        return self.architecture.max_length
 
     def start(self, prompt: Prompt, sampling: Sampling) -> Stream:
         """Take a slot. The prompt itself is read by the next `step`.
@@ -163,15 +201,216 @@ class Generator:
             NoSlotError: all slots are taken.
             PromptError: the prompt is empty, leaves no room for an answer, or its image tokens are not those of its images.
         """
-        raise NotImplementedError
+        if len(self._slots) >= self.max_streams:
+            raise NoSlotError(f"All {self.max_streams} streams are taken.")
+        length = len(prompt.input_ids)
+        if length == 0:
+            raise PromptError("The prompt is empty.")
+        if length >= self.max_length:
+            raise PromptError(f"The prompt has {length} tokens; with its answer it may have {self.max_length}.")
+        positions, next_position = rope_positions(prompt, self.architecture)
+        stream = Stream(prompt, sampling)
+        self._slots[stream] = _State(positions, next_position, np.random.default_rng(sampling.seed), self._empty_cache)
+        return stream
 
     def step(self) -> list[Event]:
         """Advance every live stream by one token, oldest first; a new one reads its prompt and gives its first token.
 
         A stream that fails ends with an event and leaves the others alone. A finished stream has lost its slot.
         """
-        raise NotImplementedError
+        events = []
+        for stream, state in list(self._slots.items()):
+            try:
+                event = self._advance(stream, state)
+            except Exception as error:  # onnxruntime raises classes of its own that share no other base
+                event = Event(stream, finish="error", error=f"The engine failed: {error}")
+            if event.finish is not None:
+                stream.finish = event.finish
+                self.cancel(stream)
+            events.append(event)
+        return events
 
     def cancel(self, stream: Stream) -> None:
         """Forget `stream` and what it holds; harmless when it has ended."""
-        raise NotImplementedError
+        self._slots.pop(stream, None)
+
+    def _advance(self, stream: Stream, state: _State) -> Event:
+        logits = self._continue(stream.tokens[-1], state) if stream.tokens else self._read(stream.prompt, state)
+        stream.logits = logits
+        token = choose(logits, stream.sampling, state.random)
+        if token in self.architecture.end_token_ids:
+            return Event(stream, finish="stop")
+        stream.tokens.append(token)
+        full = stream.prompt_tokens + len(stream.tokens) >= self.max_length
+        ended = full or len(stream.tokens) >= stream.sampling.max_tokens
+        return Event(stream, token, "length" if ended else None)
+
+    def _read(self, prompt: Prompt, state: _State) -> NDArray[np.float32]:
+        """Prefill: the whole prompt at once, its image tokens replaced by what the vision engine makes of the images."""
+        embeds = self._embed.run(["inputs_embeds"], {"input_ids": prompt.input_ids[None]})[0]
+        if prompt.images:
+            features = [self._look(image) for image in prompt.images]
+            embeds[0, prompt.input_ids == self.architecture.image_token_id] = np.concatenate(features)
+        return self._decode(embeds, state.positions[None], state)
+
+    def _look(self, image: PreparedImage) -> NDArray[np.float32]:
+        """The features of one image, float32 [M,H]."""
+        inputs = {"patches": image.patches, **vision_inputs(image.grid_thw, self.architecture)}
+        features: NDArray[np.float32] = self._vision.run(["image_features"], inputs)[0]
+        return features
+
+    def _continue(self, token: int, state: _State) -> NDArray[np.float32]:
+        """One step of decoding: the token chosen last, behind all that the cache has."""
+        embeds = self._embed.run(["inputs_embeds"], {"input_ids": np.array([[token]], np.int64)})[0]
+        positions = np.full((1, 3, 1), state.next_position, np.int64)
+        state.next_position += 1
+        return self._decode(embeds, positions, state)
+
+    def _decode(self, embeds: NDArray[Any], positions: NDArray[np.int64], state: _State) -> NDArray[np.float32]:
+        """Logits [vocabulary] behind the last of `embeds`; the engine's new cache, which stays where it is, replaces the old."""
+        binding = self._decoder.io_binding()
+        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
+        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions))
+        for name, value in zip(self._past, state.cache, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits")
+        for name in self._present:
+            binding.bind_output(name, self._device)
+        self._decoder.run_with_iobinding(binding)
+        logits, *state.cache = binding.get_outputs()
+        last: NDArray[np.float32] = logits.numpy()[0]
+        if np.isnan(last.max()):
+            raise ArithmeticError("its logits are no numbers")
+        return last
+
+    @cached_property
+    def _past(self) -> list[str]:
+        return [each.name for each in self._decoder.get_inputs() if each.name.startswith("past.")]
+
+    @cached_property
+    def _present(self) -> list[str]:
+        return [name.replace("past.", "present.", 1) for name in self._past]
+
+    @cached_property
+    def _empty_cache(self) -> list[Any]:
+        """A cache of no tokens, shared by all that begin."""
+        shapes = {each.name: (each.shape, each.type) for each in self._decoder.get_inputs()}
+        empty = []
+        for name in self._past:
+            (_, heads, _, width), kind = shapes[name]
+            array = np.zeros((1, heads, 0, width), np.float16 if kind == "tensor(float16)" else np.float32)
+            empty.append(onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0))
+        return empty
+
+
+def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    """The next token by `logits` [vocabulary]: temperature, then `top_k`, then `top_p`, as transformers orders them.
+
+    Of equals at the edge of `top_k` all stay in. `top_p` keeps the fewest most probable tokens that have that share together.
+    """
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    scores = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    if 0 < sampling.top_k < len(scores):
+        order = order[: np.searchsorted(-scores, -scores[sampling.top_k - 1], side="right")]
+        scores = scores[: len(order)]
+    shares = np.exp(scores - scores[0])
+    reached = np.cumsum(shares / shares.sum())
+    if sampling.top_p < 1:
+        reached = reached[: 1 + int(np.searchsorted(reached, sampling.top_p, side="left"))]
+    drawn = int(np.searchsorted(reached, random.random() * reached[-1], side="right"))
+    return int(order[min(drawn, len(reached) - 1)])
+
+
+def rope_positions(prompt: Prompt, architecture: Architecture) -> tuple[NDArray[np.int64], int]:
+    """Positions int64 [3,L] in time, down and across of every token, and the position of the next token.
+
+    Text counts on in all three. An image's tokens lie on their grid from the position after the text before it; the text behind
+    goes on after the longer side of the grid.
+
+    Raises:
+        PromptError: the image tokens are not those of the images, or patches and grid do not fit.
+    """
+    ids, merge = prompt.input_ids, architecture.merge_size
+    is_image = ids == architecture.image_token_id
+    positions = np.empty((3, len(ids)), np.int64)
+    index = position = 0
+    for number, image in enumerate(prompt.images, 1):
+        frames, rows, columns = image.grid_thw
+        if frames != 1:
+            raise PromptError(f"Image {number} has {frames} frames; only still images are read.")
+        if min(image.grid_thw) < 1 or rows % merge or columns % merge or len(image.patches) != frames * rows * columns:
+            raise PromptError(
+                f"Image {number} has {len(image.patches)} patches, which are no grid of {frames} x {rows} x {columns}."
+            )
+        grid = np.indices((frames, rows // merge, columns // merge)).reshape(3, -1)
+        begin = index + int(is_image[index:].argmax()) if is_image[index:].any() else len(ids)
+        end = begin + grid.shape[1]
+        if end > len(ids) or not is_image[begin:end].all():
+            raise PromptError(f"Image {number} has {grid.shape[1]} tokens, and the prompt has not as many in its place.")
+        positions[:, index:begin] = np.arange(position, position + begin - index)
+        position += begin - index
+        positions[:, begin:end] = grid + position
+        position += max(rows, columns) // merge
+        index = end
+    if is_image[index:].any():
+        raise PromptError(f"The prompt has more image tokens than its {len(prompt.images)} images.")
+    positions[:, index:] = np.arange(position, position + len(ids) - index)
+    return positions, position + len(ids) - index
+
+
+def vision_inputs(grid: Grid, architecture: Architecture) -> dict[str, NDArray[Any]]:
+    """What the vision engine takes beside the patches of one image.
+
+    `windows` int64 [W,K]: which patches attend to one another in the layers with windows, filled up with patch 0 where
+    `window_mask` bool [W,K] is False; `places` int64 [N]: where each patch lies in the flattened windows; `cos` and `sin` float32
+    [N,head]: the rotary table of each patch.
+    """
+    index, bounds = window_order(grid, architecture)
+    unit = architecture.merge_size**2
+    patches = (index[:, None] * unit + np.arange(unit)).ravel()
+    sizes = np.diff(bounds)
+    mask = np.arange(sizes.max()) < sizes[:, None]
+    windows = np.zeros(mask.shape, np.int64)
+    windows[mask] = patches
+    places = np.empty(len(patches), np.int64)
+    places[patches] = np.flatnonzero(mask)
+    cos, sin = vision_rotary(grid, architecture)
+    return {"cos": cos, "sin": sin, "windows": windows, "window_mask": mask, "places": places}
+
+
+def window_order(grid: Grid, architecture: Architecture) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The merged tokens of an image in the order of their windows, int64 [M], and where in patches each window begins and the last
+    one ends, int64 [W+1]. Windows are cut from the upper left; those at the other edges may be smaller."""
+    frames, rows, columns = grid[0], grid[1] // architecture.merge_size, grid[2] // architecture.merge_size
+    side = architecture.window_size // architecture.merge_size // architecture.patch_size
+    frame, row, column = np.indices((frames, rows, columns)).reshape(3, -1)
+    across = -(-columns // side)
+    window = (frame * -(-rows // side) + row // side) * across + column // side
+    sizes = np.bincount(window) * architecture.merge_size**2
+    return np.argsort(window, kind="stable"), np.concatenate(([0], np.cumsum(sizes)))
+
+
+def vision_rotary(grid: Grid, architecture: Architecture) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin float32 [N,head]: a quarter of the angles for the row of a patch, a quarter for its column, both twice."""
+    frames, rows, columns = grid
+    merge, half = architecture.merge_size, architecture.vision_head_dim // 2
+    blocks = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
+    places = np.tile(blocks.transpose(0, 1, 3, 2, 4).reshape(2, -1), frames)
+    exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
+    frequencies = np.float32(1) / np.float32(architecture.vision_rope_theta) ** exponents
+    angles = places[..., None].astype(np.float32) * frequencies
+    table = np.concatenate((*angles, *angles), axis=-1)
+    return np.cos(table), np.sin(table)
+
+
+def _open(file: Path, threads: int, providers: Sequence[str]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # three pools would take one another's cores
+    options.enable_mem_pattern = False  # every step has another length
+    options.log_severity_level = 3  # errors; the rest is about the optimiser's own doings
+    return onnxruntime.InferenceSession(file, options, providers=list(providers))
