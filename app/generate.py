@@ -11,7 +11,7 @@ numpy 1 as with numpy 2. There are no threads in here: one caller owns a `Genera
 
 The three engines of a Qwen2.5-VL (`N` patches of one image, `M = N / merge_size**2` tokens of it, `H` the decoder's width):
 
-    vision   patches uint8 [N,C*T*P*P], cos and sin float32 [N,head], windows int64 [W,K], window_mask bool [W,K],
+    vision   patches uint8 [N,C*T*P*P], cos and sin float32 [N,head], windows int64 [W,K], lengths int64 [W],
              places int64 [N] -> image_features float32 [M,H]
     embed    input_ids int64 [B,S] -> inputs_embeds float32 [B,S,H]
     decoder  inputs_embeds float32 [B,S,H], position_ids int64 [B,3,S], past.LAYER.key and past.LAYER.value [B,kv heads,P,head]
@@ -364,8 +364,8 @@ def rope_positions(prompt: Prompt, architecture: Architecture) -> tuple[NDArray[
 def vision_inputs(grid: Grid, architecture: Architecture) -> dict[str, NDArray[Any]]:
     """What the vision engine takes beside the patches of one image.
 
-    `windows` int64 [W,K]: which patches attend to one another in the layers with windows, filled up with patch 0 where
-    `window_mask` bool [W,K] is False; `places` int64 [N]: where each patch lies in the flattened windows; `cos` and `sin` float32
+    `windows` int64 [W,K]: which patches attend to one another in the layers with windows, each row filled up with patch 0 behind
+    its `lengths` int64 [W]; `places` int64 [N]: where each patch lies in the flattened windows; `cos` and `sin` float32
     [N,head]: the rotary table of each patch.
     """
     index, bounds = window_order(grid, architecture)
@@ -378,7 +378,7 @@ def vision_inputs(grid: Grid, architecture: Architecture) -> dict[str, NDArray[A
     places = np.empty(len(patches), np.int64)
     places[patches] = np.flatnonzero(mask)
     cos, sin = vision_rotary(grid, architecture)
-    return {"cos": cos, "sin": sin, "windows": windows, "window_mask": mask, "places": places}
+    return {"cos": cos, "sin": sin, "windows": windows, "lengths": sizes, "places": places}
 
 
 def window_order(grid: Grid, architecture: Architecture) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

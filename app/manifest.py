@@ -23,7 +23,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Role = Literal["classify", "tokenize", "detokenize", "detect", "ground", "image", "text"]
+Role = Literal["classify", "tokenize", "detokenize", "detect", "ground", "image", "text", "vision", "embed", "decoder"]
 
 
 class ManifestError(Exception):
@@ -80,13 +80,14 @@ class Preprocessing(Record):
     - `stretch`: exactly `resize_height` x `resize_width`, aspect ratio not kept.
     - `letterbox`: keep the aspect ratio, fit inside `height` x `width`, pad with `fill`: right and bottom, or with the `anchor`
       `centre` on all sides, the odd pixel right and bottom.
+    - `native`: no frame; every image keeps about its own size, as `generation` says. `height` and `width` are the smallest sides.
 
     In the graph (recorded for people and for verification, not done by the gateway): `(pixel * scale - mean) / std`.
     """
 
     height: int = Field(ge=1, le=8192)
     width: int = Field(ge=1, le=8192)
-    policy: Literal["shortest_edge", "stretch", "letterbox"]
+    policy: Literal["shortest_edge", "stretch", "letterbox", "native"]
     resize_height: int = Field(ge=1, le=8192)
     resize_width: int = Field(ge=1, le=8192)
     interpolation: Interpolation
@@ -241,6 +242,30 @@ class Embedding(Record):
     activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
+class Generation(Record):
+    """What a chat model's host must know beside its three engines; `app/generate.py` and `app/chat_text.py` go by it.
+
+    A prompt is the `chat_template` (Jinja, as transformers renders it) filled with messages, in ids of the `tokenizer`; each image
+    in it is one `image_token_id`, which becomes as many as the image has merged patches. Images keep their own size but for
+    rounding: each side a multiple of `patch_size * merge_size`, all pixels together from `min_pixels` to `max_pixels`.
+    """
+
+    tokenizer: ArtifactFile
+    chat_template: str
+    max_length: int = Field(ge=2, description="tokens of a prompt and its answer together")
+    vocabulary: int = Field(ge=2)
+    image_token_id: int = Field(ge=0)
+    end_token_ids: tuple[int, ...] = Field(min_length=1, description="any of them ends an answer")
+    patch_size: int = Field(ge=1, description="pixels")
+    temporal_patch_size: int = Field(ge=1, description="frames; a still image is repeated")
+    merge_size: int = Field(ge=1, description="patches along each side of what becomes one token")
+    window_size: int = Field(ge=1, description="pixels along each side of a window")
+    vision_head_dim: int = Field(ge=4)
+    vision_rope_theta: float = Field(gt=1)
+    min_pixels: int = Field(ge=1)
+    max_pixels: int = Field(ge=1)
+
+
 class GoldenExample(Record):
     """An input that travels with the engine and the raw outputs (`.npz`, by tensor name) that it must give.
 
@@ -279,6 +304,7 @@ class Manifest(Record):
     detection: Detection | None = None
     text: Text | None = None
     embedding: Embedding | None = None
+    generation: Generation | None = None
     source: Source
     precision: Precision
     parameters: int
@@ -303,6 +329,8 @@ class Manifest(Record):
             raise ValueError(f"an engine for {self.role} needs its text")
         if self.role in ("image", "text") and self.embedding is None:
             raise ValueError("an engine of a dual encoder needs its embedding")
+        if self.role in ("vision", "embed", "decoder") and self.generation is None:
+            raise ValueError(f"an engine for {self.role} needs its generation")
         return self
 
     @property
@@ -313,7 +341,8 @@ class Manifest(Record):
     @property
     def files(self) -> tuple[ArtifactFile, ...]:
         """What must be there, and be what it was, for the engine to serve."""
-        return (self.engine, *self.engine.external_data, *((self.text.tokenizer,) if self.text else ()))
+        readers = (self.text, self.generation)
+        return (self.engine, *self.engine.external_data, *(reader.tokenizer for reader in readers if reader is not None))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ _BACKENDS: dict[str, dict[str, Any]] = {
 
 def render_config(manifest: Manifest) -> str:
     """`config.pbtxt` as protobuf text. No `preferred_batch_size`: a batch is whatever has queued, never waited for."""
+    if manifest.generation is not None:
+        return _render(_whole(manifest))
     max_batch = manifest.engine.max_batch
     fields = _BACKENDS[manifest.engine.kind] | {
         "name": manifest.entry_name,
@@ -50,12 +52,29 @@ def render_config(manifest: Manifest) -> str:
         },
         "model_warmup": [_warmup(manifest.inputs, rows) for rows in sorted({1, max_batch})],
     }
+    return _render(fields)
+
+
+def _whole(manifest: Manifest) -> dict[str, Any]:
+    """For an engine whose inputs are of one image or one conversation, so that Triton neither batches nor warms up."""
+    return _BACKENDS[manifest.engine.kind] | {
+        "name": manifest.entry_name,
+        "default_model_filename": manifest.engine.file,
+        "max_batch_size": 0,
+        "input": [_tensor(spec, whole=True) for spec in manifest.inputs],
+        "output": [_tensor(spec, whole=True) for spec in manifest.outputs],
+        "version_policy": {"latest": {"num_versions": 2}},
+    }
+
+
+def _render(fields: dict[str, Any]) -> str:
     message = json_format.ParseDict(fields, model_config_pb2.ModelConfig())
     return f"{_HEADER}{text_format.MessageToString(message)}"
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": _TYPES[spec.dtype], "dims": list(spec.shape[1:])}
+def _tensor(spec: TensorSpec, *, whole: bool = False) -> dict[str, Any]:
+    """`whole`: the first axis is written too."""
+    return {"name": spec.name, "data_type": _TYPES[spec.dtype], "dims": list(spec.shape if whole else spec.shape[1:])}
 
 
 def _warmup(inputs: tuple[TensorSpec, ...], rows: int) -> dict[str, Any]:

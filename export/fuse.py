@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from app.manifest import Preprocessing, TensorSpec
 from export.compose import compose_classifier
+from export.fuse_chat import fuse_chat
 from export.fuse_detector import fuse_detector
 from export.fuse_dual_encoder import fuse_dual_encoder
 from export.fuse_grounder import fuse_grounder
@@ -23,6 +24,7 @@ from export.spec import (
     Fused,
     Interface,
     Loaded,
+    LoadedChat,
     LoadedDetector,
     LoadedDualEncoder,
     LoadedGrounder,
@@ -61,6 +63,8 @@ def fuse(loaded: AnyLoaded) -> tuple[Fused, ...]:
     """
     if isinstance(loaded, LoadedTokenizer):
         return fuse_tokenizer(loaded)
+    if isinstance(loaded, LoadedChat):
+        return fuse_chat(loaded)
     if isinstance(loaded, LoadedDetector):
         brought = loaded.network if isinstance(loaded.network, OnnxDetector) else None
         return (fuse_detector(loaded) if brought is None else fuse_onnx_detector(loaded, brought),)

@@ -174,6 +174,14 @@ def _centre(layer: nn.Linear | nn.Parameter, mean: Tensor) -> None:
     weight.sub_(torch.outer(weight @ direction, direction))
 
 
+@torch.no_grad()
+def informative_chat(network: nn.Module, seed: int) -> None:
+    """Redraw every parameter in place; the logits of a chat model's tokens then lie much further apart than rounding."""
+    _redraw_parameters(network, torch.Generator().manual_seed(seed))
+    head = network.get_output_embeddings()
+    head.weight *= _LOGIT_STD
+
+
 def _draw_codes(latents: Tensor, count: int, random: torch.Generator) -> Tensor:
     """`count` codes [K,count,D]: latents [B,K,D,h,w] drawn at random, each moved by a part of what they differ by."""
     points = latents.permute(1, 0, 3, 4, 2).flatten(1, 3)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from importlib import import_module
 
 from export import architectures
+from export.sources.qwen2_5_vl import MODEL_TYPE as QWEN2_5_VL
 from export.spec import AnyLoaded, ExportError, ExportRequest
 
 _KINDS = ("timm", "transformers", "open_clip", "python", "onnx")
 _FORMS = (
-    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, "
+    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, qwen2_5_vl, "
     "or the NAME of a file in export/architectures ({names})"
 )
 
@@ -24,6 +25,8 @@ def load(request: ExportRequest) -> AnyLoaded:
     kind, slash, identifier = request.source.partition("/")
     if not slash and kind in architectures.names():
         kind, identifier = "architecture", kind
+    elif not slash and kind == QWEN2_5_VL:
+        identifier = kind
     elif kind not in _KINDS or not identifier:
         known = ", ".join(architectures.names()) or "none yet"
         raise ExportError(f"{request.source!r} is not a source; write {_FORMS.format(names=known)}.")

@@ -19,6 +19,7 @@ from app.manifest import (
     Codebook,
     Detection,
     Embedding,
+    Generation,
     Interpolation,
     Manifest,
     Precision,
@@ -274,6 +275,37 @@ class DualReference:
 
 
 @dataclass(frozen=True)
+class LoadedChat:
+    """load -> fuse: a Qwen2.5-VL in eval mode as transformers builds it, and all that is known about it.
+
+    `processor`: the library's own way from a conversation and its images to the network's inputs, for verification. `tokenizer`
+    is the file whose hash is in `generation`.
+    """
+
+    network: Any  # Qwen2_5_VLForConditionalGeneration
+    processor: Any  # Qwen2_5_VLProcessor
+    preprocessing: Preprocessing
+    generation: Generation
+    tokenizer: bytes
+    half: bool
+    source: Source
+    weights: WeightsReport | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What the manifests say of the conversation."""
+        return {"generation": self.generation}
+
+
+@dataclass(frozen=True)
+class ChatReference:
+    """What the engines of a chat model are held against: the network before any rewriting, and the library's processor."""
+
+    network: Any
+    processor: Any
+
+
+@dataclass(frozen=True)
 class GroundingReference:
     """What a grounding engine is held against: the network before any rewriting, and the library's tokenizer."""
 
@@ -281,7 +313,10 @@ class GroundingReference:
     vocabulary: Vocabulary
 
 
-AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector | LoadedGrounder | LoadedDualEncoder
+AnyLoaded = Loaded | LoadedTokenizer | LoadedDetector | LoadedGrounder | LoadedDualEncoder | LoadedChat
+
+FreeAxes = tuple[tuple[str | None, ...], ...]
+"""For each input of a graph the names of its axes; None for those of a fixed size. Axes of one name have one size."""
 
 
 @dataclass(frozen=True)
@@ -300,15 +335,18 @@ class Fused:
     `reference` is the network before any rewriting, for `verify`. `rewrites` names what was replaced by an exact equivalent.
     `exact_tail`: the graph gives one output more, which the engine does not give; what is computed of it stays float32 in every
     precision. `inner`: values that the graph gives before that, and the engine only holds under these names, for verification.
+    `free`: names of the inputs' axes where more than the batch is free. `typed`: the graph computes in its precision as it is.
     """
 
     graph: nn.Module | onnx.ModelProto
     interface: Interface
-    reference: "Reference | Tokenizer | Detector | GroundingReference | DualReference"
+    reference: "Reference | Tokenizer | Detector | GroundingReference | DualReference | ChatReference"
     parameters: int
     rewrites: tuple[str, ...] = ()
     exact_tail: bool = False
     inner: tuple[TensorSpec, ...] = ()
+    free: FreeAxes | None = None
+    typed: bool = False
 
 
 @dataclass(frozen=True)

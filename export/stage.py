@@ -20,6 +20,7 @@ from export.spec import (
     Engine,
     ExportError,
     ExportRequest,
+    LoadedChat,
     LoadedDetector,
     LoadedDualEncoder,
     LoadedGrounder,
@@ -54,6 +55,9 @@ def stage(engines: Sequence[Engine], loaded: AnyLoaded, request: ExportRequest) 
                 for part in staged:
                     if part.manifest.text is not None:
                         (part.path / TOKENIZER_FILE).write_bytes(loaded.vocabulary.file)
+            elif isinstance(loaded, LoadedChat):
+                for part in staged:
+                    (part.path / TOKENIZER_FILE).write_bytes(loaded.tokenizer)
         yield staged
 
 

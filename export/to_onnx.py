@@ -1,25 +1,27 @@
 """Third stage of an export: the fused graph becomes an ONNX file that onnxruntime, Triton and TensorRT read."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from torch import nn
+from torch import Tensor, nn
 
-from app.manifest import Precision
+from app.manifest import Precision, TensorSpec
 from export.compose import MAX_IR, MAX_OPSET
 from export.macs import count_macs
 from export.operators import check_tensorrt
 from export.precision import HALVES, to_half
-from export.spec import Engine, ExportError, Fused
+from export.spec import Engine, ExportError, FreeAxes, Fused
 
 _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes; some room for the graph itself
 _DATA_SUFFIX = ".data"
@@ -45,7 +47,7 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
     model.graph.name = fused.interface.role
     before_tail = model.graph.outputs.pop() if fused.exact_tail else None
     del model.graph.outputs[len(fused.interface.outputs) :]
-    if precision in HALVES:
+    if precision in HALVES and not fused.typed:
         to_half(model, HALVES[precision], before_tail)
     external_data = _save(model, path)
     graph = onnx.load(path, load_external_data=False)
@@ -65,15 +67,15 @@ def to_onnx(fused: Fused, path: Path, precision: Precision) -> Engine:
 
 def _export(graph: nn.Module, fused: Fused) -> ir.Model:
     inputs, outputs = fused.interface.inputs, fused.interface.outputs
-    batch = torch.export.Dim("batch", min=1)
+    examples, axes = _batched(inputs) if fused.free is None else _free(inputs, fused.free)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
-                tuple(torch.ones((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in inputs),
+                examples,
                 input_names=[spec.name for spec in inputs],
                 output_names=[*(spec.name for spec in (*outputs, *fused.inner)), *(["before_tail"] if fused.exact_tail else [])],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=_nested(graph, axes),
                 opset_version=MAX_OPSET,
                 dynamo=True,
                 optimize=True,
@@ -85,6 +87,37 @@ def _export(graph: nn.Module, fused: Fused) -> ir.Model:
     if program is None:
         raise ExportError("torch gave no ONNX program.")
     return program.model
+
+
+def _batched(inputs: Sequence[TensorSpec]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """An example of every input, and the batch as their only free axis."""
+    batch = torch.export.Dim("batch", min=1)
+    examples = tuple(torch.ones((2, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    return examples, tuple({0: batch} for _ in inputs)
+
+
+def _free(inputs: Sequence[TensorSpec], axes: FreeAxes) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """An example of every input and its free axes; two axes of one name have one size.
+
+    The sizes are multiples of 4, as the patches of an image are, and no two alike. Indices and lengths are 1.
+    """
+    names = list(dict.fromkeys(name for each in axes for name in each if name is not None))
+    sizes = {name: 4 * (2 + place) for place, name in enumerate(names)}
+    examples = []
+    for spec, named in zip(inputs, axes, strict=True):
+        shape = [size if name is None else sizes[name] for name, size in zip(named, spec.shape, strict=True)]
+        examples.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
+    free = tuple({axis: torch.export.Dim.AUTO for axis, name in enumerate(each) if name is not None} for each in axes)
+    return tuple(examples), free
+
+
+def _nested(graph: nn.Module, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`axes` of each input as torch wants them: those of `*arguments` in a tuple of their own."""
+    parameters = list(inspect.signature(graph.forward).parameters.values())
+    if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return axes
+    named = len(parameters) - 1
+    return (*axes[:named], axes[named:])
 
 
 def _check_batch(model: ir.Model) -> None:

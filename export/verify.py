@@ -26,8 +26,19 @@ from export.onnx_detector import OnnxDetector
 from export.reference import reference_pixels
 from export.runner import Infer, open_engine
 from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
-from export.spec import DualReference, ExportError, Fused, GroundingReference, Reference, Staged, VerificationError, image_tensor
+from export.spec import (
+    ChatReference,
+    DualReference,
+    ExportError,
+    Fused,
+    GroundingReference,
+    Reference,
+    Staged,
+    VerificationError,
+    image_tensor,
+)
 from export.tokenizer import Tokenizer
+from export.verify_chat import verify_chat
 from export.verify_detector import verify_detector
 from export.verify_dual_encoder import verify_dual_encoder
 from export.verify_grounder import verify_grounder
@@ -48,6 +59,8 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
         return (verify_onnx_detector(build[0], reference, fused[0].inner),)
     if isinstance(reference, Detector):
         return (verify_detector(build[0], reference, fused[0].inner),)
+    if isinstance(reference, ChatReference):
+        return verify_chat(build, reference)
     if isinstance(reference, GroundingReference):
         return (verify_grounder(build[0], reference),)
     if isinstance(reference, DualReference):

@@ -18,6 +18,7 @@ from export.preprocessing import finish, from_overrides
 from export.provenance import describe_source
 from export.reading import short_phrases
 from export.rewrites.deformable import GATHERED_ATTENTION
+from export.sources.qwen2_5_vl import MODEL_TYPE, load_chat
 from export.spec import (
     Activation,
     AnyLoaded,
@@ -64,6 +65,8 @@ def load(request: ExportRequest, identifier: str) -> AnyLoaded:
         import transformers  # noqa: PLC0415  costs seconds, and the other sources do not need it
     except ImportError as error:
         raise MissingToolError("transformers is not installed; pip install 'vitrine[export]'.") from error
+    if _is_chat(transformers, identifier):
+        return load_chat(transformers, request, identifier)
     config = _config(transformers, request, identifier)
     load_task: Callable[[Any, ExportRequest, str, Any], AnyLoaded] = _load_classifier
     if type(config) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING:
@@ -71,6 +74,13 @@ def load(request: ExportRequest, identifier: str) -> AnyLoaded:
     elif type(config) in transformers.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
         load_task = _load_phrase_detector
     return load_task(transformers, request, identifier, config)
+
+
+def _is_chat(transformers: Any, identifier: str) -> bool:
+    try:
+        return bool(transformers.AutoConfig.from_pretrained(identifier).model_type == MODEL_TYPE)
+    except Exception:  # whatever is wrong is told where the configuration is read with what the user says of it
+        return False
 
 
 def _load_classifier(transformers: Any, request: ExportRequest, identifier: str, config: Any) -> Loaded:
