@@ -14,7 +14,7 @@ class TextStream:
     """The text of one answer. Special tokens are left out of it."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """`stop`: the text ends before the first of these strings, wherever tokens begin and end in it."""
+        """`stop`: the text ends before the first of these strings to be complete, wherever tokens begin and end in it."""
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
@@ -45,10 +45,10 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        found = [(place + len(stop), place) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((_begun(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
