@@ -53,11 +53,11 @@ class Vision(nn.Module):
         q, k, v = attention.qkv(x).unflatten(-1, (3, heads, width)).unbind(1)
         q, k = (_rotate(part.float(), cos[:, None], sin[:, None]).to(x.dtype) for part in (q, k))
         if window is None:
-            mixed = _attention(*(part.transpose(0, 1) for part in (q, k, v)), None).transpose(0, 1)
+            mixed = _attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), None).transpose(0, 1)
         else:
             windows, mask, places = window
-            gathered = (part[windows].transpose(1, 2) for part in (q, k, v))
-            mixed = _attention(*gathered, mask[:, None, None, :]).transpose(1, 2).flatten(0, 1)[places]
+            q, k, v = (part[windows].transpose(1, 2) for part in (q, k, v))
+            mixed = _attention(q, k, v, mask[:, None, None, :]).transpose(1, 2).flatten(0, 1)[places]
         return cast("Tensor", attention.proj(mixed.flatten(1)))
 
 
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
             for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         keys, values = torch.cat((cache[0], _rotate(k, *rotary)), 2), torch.cat((cache[1], v), 2)
-        grouped = _rotate(q, *rotary).unflatten(1, (-1, attention.num_key_value_groups))
+        grouped: Tensor = torch.unflatten(_rotate(q, *rotary), 1, (-1, attention.num_key_value_groups))
         mixed = _attention(grouped, keys[:, :, None], values[:, :, None], mask).flatten(1, 2)
         return attention.o_proj(mixed.transpose(1, 2).flatten(2)), (keys, values)
 
@@ -128,7 +128,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
-    return scores.softmax(-1).to(q.dtype) @ v
+    shares: Tensor = scores.softmax(-1).to(q.dtype)
+    return shares @ v
 
 
 def fuse_chat(loaded: LoadedChat) -> tuple[Fused, Fused, Fused]:

@@ -5,6 +5,7 @@ black image moves the probabilities by less than a rounding error. An engine tha
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ def _centre(layer: nn.Linear | nn.Parameter, mean: Tensor) -> None:
 
 
 @torch.no_grad()
-def informative_chat(network: nn.Module, seed: int) -> None:
+def informative_chat(network: Any, seed: int) -> None:
     """Redraw every parameter in place; the logits of a chat model's tokens then lie much further apart than rounding."""
     _redraw_parameters(network, torch.Generator().manual_seed(seed))
     head = network.get_output_embeddings()

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.manifest import Check, Codebook, Detection, Manifest, Verification
+from app.manifest import Check, Codebook, Detection, Generation, Manifest, Verification
 from export.pipeline import Progress as Listener
 from export.pipeline import export
 from export.spec import ExportError, ExportRequest, Published, WeightsReport
@@ -81,6 +81,8 @@ def _stages(console: Console) -> Iterator[Listener]:
 
 
 def _next_command(published: Published, request: ExportRequest) -> str:
+    if published.manifest.role not in NEXT:
+        return f"vitrine models --local --repository {request.repository}"
     return f"vitrine {NEXT[published.manifest.role]} --local --repository {request.repository} --model {published.name}"
 
 
@@ -105,6 +107,8 @@ def _rows(published: Published) -> Iterator[tuple[str, str]]:
         yield "vectors", _vectors(published.manifests[-1])
     elif manifest.text is not None:
         yield "phrases", f"of at most {manifest.text.length} tokens; longer ones are {_LONG_PHRASES[manifest.text.too_long]}"
+    elif manifest.generation is not None:
+        yield "context", _generation(manifest.generation)
     else:
         yield "classes", f"{manifest.outputs[0].shape[1]}, {'with' if manifest.labels else 'without'} labels, {manifest.activation}"
     yield "parameters", f"{manifest.parameters:,}"
@@ -151,6 +155,11 @@ def _vectors(manifest: Manifest) -> str:
     )
 
 
+def _generation(generation: Generation) -> str:
+    sizes = f"images of {generation.min_pixels:,} to {generation.max_pixels:,} pixels"
+    return f"{generation.max_length:,} tokens of {generation.vocabulary:,}; {sizes}"
+
+
 def _weights(manifest: Manifest, report: WeightsReport | None) -> str:
     if report is None:
         random = manifest.source.weights == "random"
@@ -176,6 +185,8 @@ def _engine(manifest: Manifest) -> str:
 
 def _preprocessing(manifest: Manifest) -> str:
     p = manifest.preprocessing
+    if p.policy == "native":
+        return f"near its own size, sides of whole {p.height} pixels, {p.interpolation}"
     target = f"shortest edge {p.resize_height}" if p.policy == "shortest_edge" else f"{p.policy} {p.resize_height}x{p.resize_width}"
     scaled = "allowed" if p.scaled_decoding else "not allowed"
     return f"{target}, {p.interpolation}, centre {p.height}x{p.width}; scaled JPEG decoding {scaled}"

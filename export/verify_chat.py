@@ -84,6 +84,7 @@ def verify_chat(build: Sequence[Staged], reference: ChatReference) -> tuple[Stag
         images=sum(len(question.images) for question in verifier.questions),
         batch_sizes=(1,),
         checks=checks,
+        accuracy={},
     )
     if not verification.passed:
         raise VerificationError(failure(checks), verification)

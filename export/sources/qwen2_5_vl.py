@@ -149,6 +149,7 @@ def _preprocessing(processor: Any) -> Preprocessing:
         resize_height=side,
         resize_width=side,
         interpolation="bicubic",
+        scaled_decoding=False,
         scale=processor.rescale_factor,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
