@@ -46,7 +46,7 @@ _TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
 _VISION = {
-    "depth": 3,
+    "depth": 2,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_heads": 4,

@@ -178,7 +178,7 @@ def test_blindness_is_noticed(exported: Exported, build: tuple[Staged, ...], mon
     finally:
         merger.copy_(kept)
     failed = [check.name for check in raised.value.verification.checks if not check.passed]
-    assert failed == ["sees a black image: other tokens in every answer"]
+    assert "sees a black image: other tokens in every answer" in failed
 
 
 def test_a_directory_of_transformers_is_a_source(tmp_path: Path) -> None:
