@@ -52,6 +52,8 @@ ENTRYPOINT ["python", "-m", "export"]
 
 # ---- triton: NVIDIA's server on the model repository -----------------------------------------------------------------
 FROM nvcr.io/nvidia/tritonserver:${NVIDIA_RELEASE}-py3 AS triton
+# A chat model's Python model runs its engines itself.
+RUN pip install --no-cache-dir "onnxruntime-gpu>=1.20" "numpy>=1.26"
 COPY model_repository /models
 USER 1000
 EXPOSE 8000 8001 8002

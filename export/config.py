@@ -15,6 +15,7 @@ QUEUE_TIMEOUT_US = 10_000_000
 # One thread an instance keeps two inferences from fighting over the same cores; onnxruntime's default takes every core for each.
 CPU_INSTANCES = 2
 CPU_THREADS = 1
+MAX_STREAMS = 8  # answers under way in one Triton; threads are onnxruntime's own choice there, since one step runs at a time
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "int64": "TYPE_INT64", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 _BACKENDS: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ _BACKENDS: dict[str, dict[str, Any]] = {
 def render_config(manifest: Manifest) -> str:
     """`config.pbtxt` as protobuf text. No `preferred_batch_size`: a batch is whatever has queued, never waited for."""
     if manifest.generation is not None:
-        return _render(_whole(manifest))
+        return _render(_chat(manifest) if manifest.role == "decoder" else _whole(manifest))
     max_batch = manifest.engine.max_batch
     fields = _BACKENDS[manifest.engine.kind] | {
         "name": manifest.entry_name,
@@ -63,6 +64,36 @@ def _whole(manifest: Manifest) -> dict[str, Any]:
         "max_batch_size": 0,
         "input": [_tensor(spec, whole=True) for spec in manifest.inputs],
         "output": [_tensor(spec, whole=True) for spec in manifest.outputs],
+        "version_policy": {"latest": {"num_versions": 2}},
+    }
+
+
+def _chat(manifest: Manifest) -> dict[str, Any]:
+    """The Python model that runs all three engines: a prompt in, tokens out one by one. See `export/triton_chat.py`."""
+    assert manifest.generation is not None
+    channels = len(manifest.preprocessing.mean)
+    patch = channels * manifest.generation.temporal_patch_size * manifest.generation.patch_size**2
+    return {
+        "name": manifest.entry_name,
+        "backend": "python",
+        "max_batch_size": 0,
+        "input": [
+            {"name": "input_ids", "data_type": "TYPE_INT64", "dims": [-1]},
+            {"name": "patches", "data_type": "TYPE_UINT8", "dims": [-1, patch], "optional": True},
+            {"name": "grids", "data_type": "TYPE_INT64", "dims": [-1, 3], "optional": True},
+            {"name": "max_tokens", "data_type": "TYPE_INT32", "dims": [1]},
+            {"name": "temperature", "data_type": "TYPE_FP32", "dims": [1]},
+            {"name": "top_p", "data_type": "TYPE_FP32", "dims": [1]},
+            {"name": "top_k", "data_type": "TYPE_INT32", "dims": [1]},
+            {"name": "seed", "data_type": "TYPE_INT64", "dims": [1], "optional": True},
+        ],
+        "output": [
+            {"name": "token", "data_type": "TYPE_INT32", "dims": [-1]},
+            {"name": "finish", "data_type": "TYPE_STRING", "dims": [1]},
+        ],
+        "model_transaction_policy": {"decoupled": True},
+        "instance_group": [{"kind": "KIND_AUTO", "count": 1}],
+        "parameters": {"threads": {"string_value": "0"}, "max_streams": {"string_value": str(MAX_STREAMS)}},
         "version_policy": {"latest": {"num_versions": 2}},
     }
 

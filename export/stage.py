@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from app import generate
 from app.manifest import NAME_PATTERN, ArtifactFile, EngineSpec, Manifest
 from export.config import CONFIG_FILE, render_config
 from export.files import write_manifest, writing
@@ -28,6 +29,7 @@ from export.spec import (
 )
 
 GOLDEN = "golden"
+TRITON_CHAT = Path(__file__).with_name("triton_chat.py")
 
 
 @contextmanager
@@ -58,7 +60,15 @@ def stage(engines: Sequence[Engine], loaded: AnyLoaded, request: ExportRequest) 
             elif isinstance(loaded, LoadedChat):
                 for part in staged:
                     (part.path / TOKENIZER_FILE).write_bytes(loaded.tokenizer)
+                write_triton_model(staged[-1].path)
         yield staged
+
+
+def write_triton_model(version: Path) -> None:
+    """Lay the Python model of Triton into the version directory of a decoder, with the loop that it imports."""
+    (version / "app").mkdir()
+    shutil.copyfile(TRITON_CHAT, version / "model.py")
+    shutil.copyfile(generate.__file__, version / "app" / "generate.py")
 
 
 def model_name(request: ExportRequest) -> str:

@@ -23,6 +23,7 @@ ROLES = ("vision", "embed", "decoder")
 SPECIAL = ("<|end|>", "<|image|>")
 VOCABULARY = 258  # the bytes, and the special tokens behind them
 END, IMAGE = 256, 257
+ROUND = 200
 PATCH, MERGE, FRAMES = 2, 2, 1
 CHANNELS = 3 * FRAMES * PATCH**2
 HEAD = 4
@@ -134,8 +135,9 @@ def _serialize(
 
 
 _NODE = helper.make_node
-# 10 for the token one further, around at the end.
+# 10 for the token one further; the tokens below ROUND go round for ever, those above end.
 _SHIFT = 10 * np.roll(np.eye(VOCABULARY, dtype=np.float32), 1, axis=1)
+_SHIFT[ROUND - 1] = 10 * np.eye(VOCABULARY, dtype=np.float32)[0]
 
 _GRAPHS: dict[str, Any] = {
     "vision": (
