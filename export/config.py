@@ -90,6 +90,7 @@ def _chat(manifest: Manifest) -> dict[str, Any]:
         "output": [
             {"name": "token", "data_type": "TYPE_INT32", "dims": [-1]},
             {"name": "finish", "data_type": "TYPE_STRING", "dims": [1]},
+            {"name": "error", "data_type": "TYPE_STRING", "dims": [1]},
         ],
         "model_transaction_policy": {"decoupled": True},
         "instance_group": [{"kind": "KIND_AUTO", "count": 1}],

@@ -1,8 +1,9 @@
 """The Python model of Triton that a chat model is published with, as `model.py` beside its decoder: tokens stream out of it.
 
 It runs `app/generate.py`, a copy of which lies in the same directory, on the three engines of its version. A request is one
-prompt with its sampling; each response has one `token`, or none, and `finish`, which is empty until the last. Who cancels a
-request frees its slot within one step. No cache crosses the wire.
+prompt with its sampling; each response has one `token`, or none, and `finish`, which is empty until the last: "stop", "length",
+or with a sentence in `error` "full", "invalid" (the prompt) and "error". Who cancels a request frees its slot within one step. No
+cache crosses the wire.
 """
 
 import json
@@ -62,11 +63,7 @@ class TritonPythonModel:
                 self._generator.cancel(stream)
                 self._end(self._senders.pop(stream))
             for event in self._generator.step():
-                sender = self._senders[event.stream]
-                if event.error is not None:
-                    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(event.error)))
-                else:
-                    sender.send(_response(event.token, event.finish or ""))
+                self._senders[event.stream].send(_response(event.token, event.finish or "", event.error or ""))
                 if event.finish is not None:
                     self._end(self._senders.pop(event.stream))
 
@@ -74,8 +71,7 @@ class TritonPythonModel:
         try:
             self._senders[self._generator.start(*read)] = sender
         except (NoSlotError, PromptError) as error:
-            code = pb_utils.TritonError.UNAVAILABLE if isinstance(error, NoSlotError) else pb_utils.TritonError.INVALID_ARG
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)))
+            sender.send(_response(None, "full" if isinstance(error, NoSlotError) else "invalid", str(error)))
             self._end(sender)
 
     def _end(self, sender: Any) -> None:
@@ -104,6 +100,7 @@ def _read(request: Any) -> tuple[Prompt, Sampling]:
     return Prompt(tensor("input_ids"), tuple(images)), sampling
 
 
-def _response(token: int | None, finish: str) -> Any:
-    tokens = np.array([] if token is None else [token], np.int32)
-    return pb_utils.InferenceResponse([pb_utils.Tensor("token", tokens), pb_utils.Tensor("finish", np.array([finish], np.object_))])
+def _response(token: int | None, finish: str, error: str = "") -> Any:
+    tokens = pb_utils.Tensor("token", np.array([] if token is None else [token], np.int32))
+    strings = (pb_utils.Tensor(name, np.array([text], np.object_)) for name, text in (("finish", finish), ("error", error)))
+    return pb_utils.InferenceResponse([tokens, *strings])

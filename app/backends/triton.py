@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split, together
 from app.backends.shared_memory import UNKNOWN_REGION, Region, SharedMemory
+from app.backends.triton_generation import SPEAKER, is_last, read_event, request_tensors
 from app.errors import (
     BackendUnavailableError,
     CapacityError,
@@ -20,6 +21,7 @@ from app.errors import (
     InferenceError,
     VitrineError,
 )
+from app.generate import Event, Prompt, Sampling, Stream
 from app.manifest import DType, Entry, TensorSpec
 
 DATATYPES: dict[DType, str] = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32"}
@@ -83,6 +85,9 @@ class TritonBackend:
             self._memory = SharedMemory(self._client)
 
     async def load(self, entry: Entry) -> None:
+        chat = entry.manifest.generation is not None
+        if chat and entry.manifest.role != SPEAKER:
+            return  # the speaker opens it itself
         async with self._loading:
             ready = await self._is_ready(entry)
             if not ready or entry.manifest.build not in self._builds:
@@ -92,6 +97,8 @@ class TritonBackend:
                     if not ready:
                         raise
             self._builds.add(entry.manifest.build)
+        if chat:
+            return  # the manifest tells of the engine's tensors, the server of its Python model's
         with translation(str(entry)):
             told = await self._client.get_model_metadata(entry.name, str(entry.version), client_timeout=METADATA_SECONDS)
         check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)
@@ -104,6 +111,38 @@ class TritonBackend:
         if len(pieces) == 1:
             return await self._infer_piece(entry, inputs, ticket)
         return join(await together(self._infer_piece(entry, piece, ticket) for piece in pieces))
+
+    async def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
+        """The tokens of an answer as they come; `entry` is the model's decoder, loaded. Closing it cancels the work in Triton.
+
+        Raises:
+            CapacityError, InvalidValueError: the model is full, or cannot be given this prompt.
+            BackendUnavailableError: the server does not answer.
+            InferenceError: the model failed.
+        """
+        stream = Stream(prompt, sampling)
+        tensors = [_tensor(name, array).set_data_from_numpy(array) for name, array in request_tensors(prompt, sampling).items()]
+
+        async def ask() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": entry.name, "inputs": tensors, "model_version": str(entry.version)}
+
+        last: Any = None
+        with translation(str(entry)), _stream_translation(str(entry)):
+            answers = self._client.stream_infer(ask())
+            try:
+                async for result, error in answers:
+                    if error is not None:
+                        raise error
+                    if is_last(result):
+                        last = result  # the call is over in a moment, by itself
+                    else:
+                        yield read_event(result, stream, str(entry))
+            finally:
+                if last is None:
+                    answers.cancel()
+        if last is None:
+            raise InferenceError(f"Triton ended an answer of {entry} before its end.")
+        yield read_event(last, stream, str(entry))
 
     async def unload(self, entry: Entry) -> None:
         """Nothing is held here; the server keeps the model, which others may be using, until its version policy drops it."""
@@ -287,6 +326,17 @@ def translation(what: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         raise translate(error.status() or "", error.message() or "", what) from error
+
+
+@contextmanager
+def _stream_translation(what: str) -> Iterator[None]:
+    """`translation` of what `tritonclient` lets through of gRPC's own errors while it iterates."""
+    from grpc.aio import AioRpcError  # noqa: PLC0415
+
+    try:
+        yield
+    except AioRpcError as error:
+        raise translate(str(error.code()), error.details() or "", what) from error
 
 
 def translate(status: str, message: str, what: str) -> VitrineError:

@@ -98,10 +98,17 @@ def test_no_size_is_fixed_but_those_of_the_network(exported: Exported) -> None:
 
 
 def test_triton_is_told_the_same(exported: Exported) -> None:
-    config = (exported.repository / "narrow.decoder" / "config.pbtxt").read_text()
-    assert "max_batch_size" not in config  # 0, protobuf's own default: the first axis is written
-    assert 'name: "past.0.key"' in config
-    assert "dynamic_batching" not in config
+    vision = (exported.repository / "narrow.vision" / "config.pbtxt").read_text()
+    assert "max_batch_size" not in vision  # 0, protobuf's own default: the first axis is written
+    assert 'name: "places"' in vision
+    assert "dynamic_batching" not in vision
+    decoder = (exported.repository / "narrow.decoder" / "config.pbtxt").read_text()
+    assert 'backend: "python"' in decoder
+    assert "decoupled: true" in decoder
+    assert "dims: 1176" in decoder
+    version = exported.published.paths[-1]
+    assert (version / "app" / "generate.py").read_bytes() == Path(generate.__file__).read_bytes()
+    assert (version / "model.py").is_file()
 
 
 def test_normalisation_in_the_graph_is_that_of_the_library(exported: Exported) -> None:

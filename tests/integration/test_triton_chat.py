@@ -1,156 +1,138 @@
-"""The chat model inside a real Triton: tokens stream out of its Python model, several requests side by side."""
+"""A chat model inside a real Triton: tokens stream out of its Python model, several requests side by side."""
 
-import queue
-import time
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
 
+from app.backends.triton import TritonBackend
+from app.errors import BackendUnavailableError, CapacityError, InvalidValueError
+from app.generate import Event, PreparedImage, Prompt, Sampling
+from app.local_triton import free_ports
+from app.manifest import Entry
 from export.config import MAX_STREAMS, render_config
 from export.stage import write_triton_model
 from tests.chat_repository import CHANNELS, END, IMAGE, NAME, ROLES, add_chat
 from tests.triton import serve
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.anyio]
+
+ENDLESS = 19_000
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     root: Path = tmp_path_factory.mktemp("triton") / "repository"
-    for role, entry in zip(ROLES, add_chat(root, max_length=20_000), strict=True):
+    entries = add_chat(root, max_length=ENDLESS + 1000)
+    for role, entry in zip(ROLES, entries, strict=True):
         (root / f"{NAME}.{role}" / "config.pbtxt").write_text(render_config(entry.manifest))
-        if role == "decoder":
-            write_triton_model(entry.path)
+    write_triton_model(entries[-1].path)
     with serve(root) as server:
-        yield server.url
+        yield server.url, entries
 
 
-class Client:
-    """One stream of gRPC; its answers in the order in which they came."""
-
-    def __init__(self, url: str) -> None:
-        self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._client = grpc.InferenceServerClient(url)
-        self._client.start_stream(lambda result, error: self.answers.put((result, error)))
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Whatever is under way is cancelled."""
-        self._client.stop_stream(cancel_requests=True)
-        self._client.close()
-
-    def ask(self, name: str, *ids: int, images: tuple[np.ndarray, list[list[int]]] | None = None, **sampling: Any) -> None:
-        tensors = {
-            "input_ids": np.array(ids, np.int64),
-            "max_tokens": np.array([sampling.get("max_tokens", 3)], np.int32),
-            "temperature": np.array([sampling.get("temperature", 0)], np.float32),
-            "top_p": np.array([1], np.float32),
-            "top_k": np.array([0], np.int32),
-        }
-        if "seed" in sampling:
-            tensors["seed"] = np.array([sampling["seed"]], np.int64)
-        if images is not None:
-            tensors |= {"patches": images[0], "grids": np.array(images[1], np.int64)}
-        inputs = []
-        for tensor, array in tensors.items():
-            inputs.append(grpc.InferInput(tensor, array.shape, _TYPES[array.dtype.name]))
-            inputs[-1].set_data_from_numpy(array)
-        self._client.async_stream_infer(f"{NAME}.decoder", inputs, request_id=name)
-
-    def read(self) -> tuple[str, list[int], str]:
-        """Request, tokens and finish of the next answer that has something in it."""
-        result, error = self.answers.get(timeout=60)
-        if error is not None:
-            raise error
-        if result.as_numpy("finish") is None:
-            return self.read()
-        return result.get_response().id, result.as_numpy("token").tolist(), result.as_numpy("finish")[0].decode()
-
-    def answer(self) -> tuple[list[int], str]:
-        """All tokens of the one request under way, and how it ended."""
-        tokens: list[int] = []
-        while True:
-            _, more, finish = self.read()
-            tokens += more
-            if finish:
-                return tokens, finish
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for all: gRPC tells of a cancelled call a moment after, when the loop of a single test would be closed."""
+    return "asyncio"
 
 
-_TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "uint8": "UINT8"}
+@pytest.fixture(scope="module")
+async def backend(served: tuple[str, tuple[Entry, ...]]) -> AsyncIterator[TritonBackend]:
+    url, entries = served
+    backend = TritonBackend(url)
+    await backend.start()
+    for entry in entries:
+        await backend.load(entry)
+    yield backend
+    await backend.close()
 
 
-def test_an_answer_comes_token_by_token(url: str) -> None:
-    with Client(url) as client:
-        client.ask("one", 40, 41)
-        assert [client.read() for _ in range(3)] == [("one", [42], ""), ("one", [43], ""), ("one", [44], "length")]
-        client.ask("two", END - 2)
-        assert client.answer() == ([END - 1], "stop")
+@pytest.fixture
+def decoder(served: tuple[str, tuple[Entry, ...]]) -> Entry:
+    return served[1][-1]
 
 
-def test_images_of_two_sizes_are_seen(url: str) -> None:
-    patches = np.concatenate([np.full((24, CHANNELS), 100, np.uint8), np.full((4, CHANNELS), 50, np.uint8)])
-    with Client(url) as client:
-        client.ask("images", *[IMAGE] * 6, 7, IMAGE, images=(patches, [[1, 4, 6], [1, 2, 2]]))
-        assert client.answer() == ([51, 52, 53], "length")
+def ids(*tokens: int) -> Prompt:
+    return Prompt(np.array(tokens, np.int64))
 
 
-def test_a_seed_repeats_an_answer(url: str) -> None:
-    with Client(url) as client:
-        answers = []
-        for seed in (1, 1, 2):
-            client.ask("seed", 60, seed=seed, temperature=20.0, max_tokens=16)
-            answers.append(client.answer())
-    assert answers[0] == answers[1] != answers[2]
+async def answer(backend: TritonBackend, decoder: Entry, prompt: Prompt, **sampling: Any) -> list[Event]:
+    async with aclosing(backend.generate(decoder, prompt, Sampling(**sampling))) as events:
+        return [event async for event in events]
 
 
-def test_four_streams_advance_together(url: str) -> None:
+async def test_an_answer_comes_token_by_token(backend: TritonBackend, decoder: Entry) -> None:
+    events = await answer(backend, decoder, ids(40, 41), max_tokens=3)
+    assert [(event.token, event.finish) for event in events] == [(42, None), (43, None), (44, "length")]
+    assert events[-1].stream.tokens == [42, 43, 44]
+    events = await answer(backend, decoder, ids(END - 2))
+    assert [(event.token, event.finish) for event in events] == [(END - 1, None), (None, "stop")]
+
+
+async def test_images_of_two_sizes_are_seen(backend: TritonBackend, decoder: Entry) -> None:
+    images = (
+        PreparedImage(np.full((24, CHANNELS), 100, np.uint8), (1, 4, 6)),
+        PreparedImage(np.full((4, CHANNELS), 50, np.uint8), (1, 2, 2)),
+    )
+    events = await answer(backend, decoder, Prompt(np.array([*[IMAGE] * 6, 7, IMAGE]), images), max_tokens=1)
+    assert [event.token for event in events] == [51]
+
+
+async def test_a_seed_repeats_an_answer(backend: TritonBackend, decoder: Entry) -> None:
+    answers = [await answer(backend, decoder, ids(60), seed=seed, temperature=20.0, max_tokens=16) for seed in (1, 1, 2)]
+    first, again, other = (events[-1].stream.tokens for events in answers)
+    assert first == again != other
+
+
+async def test_four_streams_advance_together(backend: TritonBackend, decoder: Entry) -> None:
     """The fourth's first token comes before the first's last."""
-    with Client(url) as client:
-        for name in "abcd":
-            client.ask(name, ord(name), max_tokens=400)
-        order = []
-        while sum(finish != "" for _, _, finish in order) < 4:
-            order.append(client.read())
-    names = [name for name, _, _ in order]
-    assert {name: names.count(name) for name in "abcd"} == dict.fromkeys("abcd", 400)
-    assert names.index("d") < len(names) - 1 - names[::-1].index("a")
+    order: list[int] = []
+
+    async def ask(place: int) -> None:
+        async with aclosing(backend.generate(decoder, ids(place), Sampling(max_tokens=300))) as events:
+            async for _ in events:
+                order.append(place)  # noqa: PERF401  in the order of all four
+
+    async with asyncio.TaskGroup() as group:
+        for place in range(4):
+            group.create_task(ask(place))
+    assert [order.count(place) for place in range(4)] == [300] * 4
+    assert order.index(3) < len(order) - 1 - order[::-1].index(0)
 
 
-def test_what_is_wrong_with_a_prompt_is_told(url: str) -> None:
-    with Client(url) as client:
-        client.ask("bad", 1, IMAGE)
-        with pytest.raises(InferenceServerException, match="more image tokens"):
-            client.read()
+async def test_what_is_wrong_with_a_prompt_is_told(backend: TritonBackend, decoder: Entry) -> None:
+    with pytest.raises(InvalidValueError, match="more image tokens"):
+        await answer(backend, decoder, ids(1, IMAGE))
 
 
-def test_a_client_that_leaves_frees_its_slots(url: str) -> None:
-    leaving = Client(url)
-    with Client(url) as client:
-        for place in range(MAX_STREAMS):
-            leaving.ask(str(place), 1, max_tokens=19_000)
-        first = {leaving.read()[0] for _ in range(4 * MAX_STREAMS)}
-        assert len(first) == MAX_STREAMS
-        client.ask("more", 5)
-        with pytest.raises(InferenceServerException, match="taken"):
-            client.read()
-        leaving.leave()
-        end = time.monotonic() + 30
+async def test_a_client_that_leaves_frees_its_slot(backend: TritonBackend, decoder: Entry) -> None:
+    streams = [backend.generate(decoder, ids(place), Sampling(max_tokens=ENDLESS)) for place in range(MAX_STREAMS)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(CapacityError, match="taken"):
+        await answer(backend, decoder, ids(5), max_tokens=1)
+    await streams[3].aclose()
+    async with asyncio.timeout(30):
         while True:
-            client.ask("again", 5)
             try:
-                assert client.answer() == ([6, 7, 8], "length")
-            except InferenceServerException:
-                assert time.monotonic() < end
-                time.sleep(0.1)
+                events = await answer(backend, decoder, ids(5), max_tokens=1)
+            except CapacityError:
+                await asyncio.sleep(0.05)
             else:
-                return
+                break
+    assert events[0].token == 6
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_a_server_that_is_away_is_told(decoder: Entry) -> None:
+    alone = TritonBackend(f"127.0.0.1:{free_ports().grpc}")
+    await alone.start()
+    with pytest.raises(BackendUnavailableError):
+        await answer(alone, decoder, ids(1))
+    await alone.close()
