@@ -35,6 +35,9 @@ CHAT_TEMPLATE = (
 )
 # Pieces as Qwen2's tokenizer cuts them: contractions, words, single digits, punctuation, line ends, blanks.
 _PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The library's default. Published processors allow 12 times as many, and the layers that look at all patches take memory with
+# the square of their number.
+MOST_PIXELS = 28 * 28 * 1280
 _VOCABULARY = 512
 _TEXT = {
     "hidden_size": 64,
@@ -178,7 +181,7 @@ def _generation(network: Any, processor: Any, tokenizer: bytes) -> Generation:
         vision_head_dim=vision.hidden_size // vision.num_heads,
         vision_rope_theta=vision.rope_parameters["rope_theta"],
         min_pixels=images.size["shortest_edge"],
-        max_pixels=images.size["longest_edge"],
+        max_pixels=min(images.size["longest_edge"], MOST_PIXELS),
     )
 
 

@@ -1,5 +1,6 @@
 """A narrow Qwen2.5-VL, from transformers' network to three published engines that give its tokens."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from app.manifest import Entry, read_entry
 from export import pipeline
 from export.fuse_chat import fuse_chat
 from export.load import load
-from export.sources.qwen2_5_vl import write_folder
+from export.sources.qwen2_5_vl import MOST_PIXELS, write_folder
 from export.spec import ChatReference, ExportError, ExportRequest, LoadedChat, Published, Staged, VerificationError
 from export.verify_chat import verify_chat
 
@@ -211,6 +212,16 @@ def test_what_is_not_exported_is_refused(text: dict[str, Any], message: str, tmp
     write_folder(tmp_path, text_config=text)
     with pytest.raises(ExportError, match=message):
         load(make_request(tmp_path, f"transformers/{tmp_path}"))
+
+
+def test_pixels_are_bounded_below_what_published_processors_allow(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    for most, expected in ((12_845_056, MOST_PIXELS), (448 * 448, 448 * 448)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"shortest_edge": 3136, "longest_edge": most}}))
+        loaded = load(make_request(tmp_path, f"transformers/{tmp_path}"))
+        assert isinstance(loaded, LoadedChat)
+        assert (loaded.generation.min_pixels, loaded.generation.max_pixels) == (3136, expected)
 
 
 def test_half_precision_of_the_other_kind_is_refused(tmp_path: Path) -> None:
