@@ -158,7 +158,7 @@ class Pipeline:
             with ticket.stage("resize"):
                 return resize(image, preprocessing, (info.width, info.height)), info
 
-        return await self._with_pixels(data, smallest, ticket, use)
+        return await self.with_pixels(data, smallest, ticket, use)
 
     async def _draw(self, item: Item, source: Source, draw: Draw, ticket: Ticket) -> Item:
         if item.error is not None or not isinstance(source, bytes):
@@ -169,11 +169,11 @@ class Pipeline:
                 return replace(item, drawn=draw(image, item.result))
 
         try:
-            return await self._with_pixels(source, None, ticket, use)
+            return await self.with_pixels(source, None, ticket, use)
         except InputError as error:  # its pixels, all of them, may be too many
             return Item(item.image, error=error)
 
-    async def _with_pixels(
+    async def with_pixels(
         self, data: bytes, smallest: MinimumSize | None, ticket: Ticket, use: Callable[[Image, ImageInfo], T]
     ) -> T:
         """Decode and use the pixels in one visit to the pool; an image whose pixels do not fit into memory now waits for them here
