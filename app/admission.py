@@ -51,6 +51,10 @@ class Ticket:
         if time.monotonic() >= self.deadline:
             raise DeadlineError(EXPIRED)
 
+    def allow(self, seconds: float) -> None:
+        """Count the time anew: `seconds` from now."""
+        self.deadline = time.monotonic() + seconds
+
     def within_deadline(self) -> "_WithinDeadline":
         """Cancel the block when the time is over and raise DeadlineError."""
         return _WithinDeadline(None if self.deadline == float("inf") else self.remaining)

@@ -17,6 +17,7 @@
     ├── DeadlineError             the request's time ran out
     └── BackendError              the engine failed
         ├── BackendUnavailableError   the inference server does not answer
+        ├── UpstreamError             the server behind this one answered what nobody can use
         └── InferenceError            the engine rejected or failed this input
 
 Decoding raises only input errors, backends only backend errors, always `raise ... from` the foreign exception.
@@ -24,8 +25,8 @@ Decoding raises only input errors, backends only backend errors, always `raise .
 
 from typing import ClassVar, Literal
 
-Full = Literal["requests", "bytes", "queue"]
-"""What is full: the requests in flight, the memory for their bodies, or the queue of an engine."""
+Full = Literal["requests", "bytes", "queue", "upstream"]
+"""What is full: the requests in flight, the memory for their bodies, the queue of an engine, or the server behind this one."""
 
 
 class VitrineError(Exception):
@@ -123,6 +124,11 @@ class BackendError(VitrineError):
 class BackendUnavailableError(BackendError):
     code = "backend_unavailable"
     title = "Inference backend unavailable"
+
+
+class UpstreamError(BackendError):
+    code = "upstream_failed"
+    title = "Server behind this one failed"
 
 
 class InferenceError(BackendError):

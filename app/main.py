@@ -18,6 +18,8 @@ from fastapi_offline import FastAPIOffline
 from app import __version__, logs, metrics
 from app.admission import Admission, PixelBudget
 from app.api import errors, status
+from app.api.chat import ChatService, chat_router
+from app.api.chat_upstream import UpstreamChat
 from app.api.embeddings import embeddings_router
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
@@ -40,6 +42,7 @@ from app.settings import Settings
 from app.tasks import TASKS
 from app.telemetry import Tracing
 from app.text_vectors import TextVectors
+from app.upstream import Upstream
 
 log = logging.getLogger("vitrine")
 
@@ -69,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), pool)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    upstream = make_upstream(settings)
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
         pipeline=pipeline,
@@ -84,6 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await backend.start()
+        if upstream is not None:
+            await upstream.start()
         await catalog.refresh()
         app.state.preloading = asyncio.create_task(_preload(catalog, settings.preload))
         background = [app.state.preloading]
@@ -95,6 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            if upstream is not None:
+                await upstream.close()
             await catalog.close()
             await backend.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -116,6 +124,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)
+    if upstream is not None:
+        answerer = UpstreamChat(upstream, pipeline, settings.chat_upstream_models)
+        app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
     status.install(app)
     return app
 
@@ -136,6 +147,14 @@ def make_backend(settings: Settings, pool: Executor) -> Backend:
     )
     models = {name: replace(options, **own.model_dump(exclude_none=True)) for name, own in settings.models.items()}
     return OnnxRuntimeBackend(pool, options, models=models, max_queue=settings.max_queue)
+
+
+def make_upstream(settings: Settings) -> Upstream | None:
+    """The chat server behind this one, where the settings name one."""
+    key = settings.chat_upstream_key
+    if not settings.chat_upstream:
+        return None
+    return Upstream(settings.chat_upstream, None if key is None else key.get_secret_value(), silence=settings.chat_upstream_timeout)
 
 
 class _Server(uvicorn.Server):

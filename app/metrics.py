@@ -7,7 +7,7 @@ processes (`PROMETHEUS_MULTIPROC_DIR` is set when this is imported) each writes 
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import (
     REGISTRY,
@@ -51,6 +51,8 @@ STAGE_BUCKETS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
 )
+CHAT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 BYTE_BUCKETS = [4.0**power for power in range(5, 14)]  # 1 KiB to 64 MiB
 PIXEL_BUCKETS = [4.0**power for power in range(6, 14)]  # 64x64 to 8192x8192
@@ -81,6 +83,19 @@ TEXTS_EVICTED = Counter("vitrine_texts_evicted", "Texts whose vectors were given
 BACKEND_UP = Gauge(
     "vitrine_backend_up", "1 when the inference backend can compute.", ("backend",), multiprocess_mode="livemostrecent"
 )
+CHAT_SECONDS = Histogram(
+    "vitrine_chat_seconds",
+    "Time from the question to the end of its answer.",
+    ("model", "outcome"),
+    buckets=CHAT_BUCKETS,
+)
+CHAT_FIRST_TOKEN_SECONDS = Histogram(
+    "vitrine_chat_first_token_seconds", "Time from the question to the first token.", ("model",), buckets=FIRST_TOKEN_BUCKETS
+)
+CHAT_TOKENS = Counter("vitrine_chat_tokens", "Tokens of questions and of answers.", ("model", "kind"))
+
+ChatOutcome = Literal["stop", "length", "other", "error", "cancelled"]
+"""How an answer ended: by itself, at its limit, as only a server behind this one can end it, by a fault, or since nobody waited."""
 
 
 class Level:
@@ -103,6 +118,15 @@ def observe_request(task: str, model: str, status: int, seconds: float, stages: 
     for stage in STAGES:  # not over `stages`, to which a thread that is late for the deadline may still be adding
         if stage in stages:
             children[stage].observe(stages[stage])
+
+
+def observe_chat(model: str, outcome: ChatOutcome, seconds: float, first: float | None, tokens: Mapping[str, int]) -> None:
+    """One question to a chat model; `first` seconds went by before its first token, None where there was none. `tokens` by kind."""
+    CHAT_SECONDS.labels(model, outcome).observe(seconds)
+    if first is not None:
+        CHAT_FIRST_TOKEN_SECONDS.labels(model).observe(first)
+    for kind, count in tokens.items():
+        CHAT_TOKENS.labels(model, kind).inc(count)
 
 
 def observe_image(size: int, pixels: int) -> None:

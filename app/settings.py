@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     default_embed: str = Field(
         "", description="model that answers /v1/embed, /v1/embeddings, /v1/similarity and labels on /v1/classify when none is named"
     )
+    default_chat: str = Field("", description="model that answers /v1/chat/completions when none is named")
     preload: bool = Field(True, description="load the default models before the server is ready")
 
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
@@ -110,6 +111,17 @@ class Settings(BaseSettings):
     max_pixels_in_flight: Count = Field(128_000_000, description="decoded pixels in memory, all together (3 to 4 bytes each)")
     request_timeout: Seconds = Field(30.0, description="seconds for one request, from its first byte to its answer")
 
+    chat_upstream: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="server that answers chat in place of this one, as in http://localhost:8080"
+    )
+    chat_upstream_key: SecretStr | None = Field(None, description="its key; the key that a client sends never goes there")
+    chat_upstream_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma list of the only models that clients may name; none: the server decides"
+    )
+    chat_upstream_timeout: Seconds = Field(60.0, description="seconds that this server may be silent, before and in its answer")
+    chat_timeout: Seconds = Field(300.0, description="seconds for one chat answer, from its read question to its last token")
+    chat_max_tokens: Count = Field(4096, description="tokens of one answer that may be asked for")
+
     allow_urls: bool = Field(False, description='let {"image": {"url": ...}} fetch http and https addresses')
     url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
     url_timeout: Seconds = 10.0
@@ -130,7 +142,7 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value
 
-    @field_validator("url_hosts", mode="before")
+    @field_validator("url_hosts", "chat_upstream_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -27,6 +27,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.InvalidValueError: 422,
     errors.CapacityError: 429,
     errors.InferenceError: 500,
+    errors.UpstreamError: 502,
     errors.ModelUnavailableError: 503,
     errors.BackendUnavailableError: 503,
     errors.DeadlineError: 504,

@@ -22,6 +22,9 @@ NAMES = {
     "vitrine_requests_in_flight": set(),
     "vitrine_rejected_total": {"reason"},
     "vitrine_images_total": {"task", "model"},
+    "vitrine_chat_seconds": {"model", "outcome"},
+    "vitrine_chat_first_token_seconds": {"model"},
+    "vitrine_chat_tokens_total": {"model", "kind"},
     "vitrine_image_bytes": set(),
     "vitrine_image_pixels": set(),
     "vitrine_image_failures_total": {"code"},
@@ -47,6 +50,7 @@ def test_names_and_labels_are_those_that_dashboards_ask_for() -> None:
     metrics.begin(TASKS)
     metrics.expect("classify", "some")
     metrics.observe_request("classify", "some", 200, 0.01, {})
+    metrics.observe_chat("some", "stop", 1.0, 0.1, {"prompt": 3, "completion": 2})
     for engine in (metrics.BATCH_SIZE, metrics.QUEUE_DEPTH):
         engine.labels("some@1")
     metrics.MODEL_INFO.labels("some", "1", "fake", "fp32").set(0)
@@ -61,7 +65,7 @@ def test_names_and_labels_are_those_that_dashboards_ask_for() -> None:
 def test_series_begin_at_zero_before_the_first_error() -> None:
     metrics.begin(["begun"])
     metrics.expect("begun", "fresh")
-    for reason in ("requests", "bytes", "queue"):
+    for reason in ("requests", "bytes", "queue", "upstream"):
         assert value("vitrine_rejected_total", reason=reason) is not None
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "unknown"):
         assert value("vitrine_decode_failures_total", format=image_format) is not None
