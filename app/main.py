@@ -6,7 +6,7 @@ import logging
 import math
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -19,16 +19,19 @@ from app import __version__, logs, metrics
 from app.admission import Admission, PixelBudget
 from app.api import errors, status
 from app.api.chat import ChatService, chat_router
+from app.api.chat_embedded import EmbeddedChat
 from app.api.chat_upstream import UpstreamChat
 from app.api.embeddings import embeddings_router
+from app.api.exchange import Answerer
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
 from app.api.middleware import DirectPosts, RequestIds
 from app.api.models import model_router
 from app.api.services import Services
 from app.api.tasks import task_endpoints, task_router
-from app.backends.base import Backend
+from app.backends.base import Backend, GeneratingBackend
 from app.backends.fake import FakeBackend
+from app.backends.generation import HOST
 from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
 from app.backends.triton import TritonBackend
 from app.catalog import Catalog
@@ -52,14 +55,18 @@ STARTUP_FAILURE = 3  # uvicorn's own exit code
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Once it has started, its `state.preloading` is the task that loads the default models."""
-    metrics.begin(TASKS)
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
+    roles = {task.name: task.role for task in TASKS.values()}
+    if isinstance(backend, GeneratingBackend) and not settings.chat_upstream:
+        roles["chat"] = HOST
+    metrics.begin((*TASKS, "chat"))
     defaults = {
         "classify": settings.default_classify,
         "detect": settings.default_detect,
         "ground": settings.default_ground,
         **dict.fromkeys(("embed", "similarity"), settings.default_embed),
+        "chat": settings.default_chat,
         **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
     }
     smoke = _no_smoke if settings.backend == "fake" else check_golden
@@ -80,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         catalog=catalog,
         fetching=FetchPolicy(settings.allow_urls, settings.url_hosts, settings.url_timeout, settings.max_body_bytes),
         defaults=defaults,
+        roles=roles,
         max_body_bytes=settings.max_body_bytes,
         max_images=settings.max_images,
         tracing=tracing,
@@ -91,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         if upstream is not None:
             await upstream.start()
         await catalog.refresh()
-        app.state.preloading = asyncio.create_task(_preload(catalog, settings.preload))
+        app.state.preloading = asyncio.create_task(_preload(catalog, roles if settings.preload else {}))
         background = [app.state.preloading]
         if settings.repository_poll:
             background.append(asyncio.create_task(catalog.watch(settings.repository_poll)))
@@ -124,9 +132,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)
-    if upstream is not None:
-        answerer = UpstreamChat(upstream, pipeline, settings.chat_upstream_models)
-        app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
+    answerer = make_answerer(settings, pipeline, upstream)
+    app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
     status.install(app)
     return app
 
@@ -146,7 +153,14 @@ def make_backend(settings: Settings, pool: Executor) -> Backend:
         batch_delay=settings.batch_delay,
     )
     models = {name: replace(options, **own.model_dump(exclude_none=True)) for name, own in settings.models.items()}
-    return OnnxRuntimeBackend(pool, options, models=models, max_queue=settings.max_queue)
+    return OnnxRuntimeBackend(
+        pool,
+        options,
+        models=models,
+        max_queue=settings.max_queue,
+        chat_streams=settings.chat_streams,
+        chat_queue=settings.chat_queue,
+    )
 
 
 def make_upstream(settings: Settings) -> Upstream | None:
@@ -155,6 +169,13 @@ def make_upstream(settings: Settings) -> Upstream | None:
     if not settings.chat_upstream:
         return None
     return Upstream(settings.chat_upstream, None if key is None else key.get_secret_value(), silence=settings.chat_upstream_timeout)
+
+
+def make_answerer(settings: Settings, pipeline: Pipeline, upstream: Upstream | None) -> Answerer:
+    """Who answers chat: the server behind this one alone, where there is one."""
+    if upstream is not None:
+        return UpstreamChat(upstream, pipeline, settings.chat_upstream_models)
+    return EmbeddedChat(pipeline, max_tokens=settings.chat_max_tokens, max_pixels=settings.chat_max_pixels)
 
 
 class _Server(uvicorn.Server):
@@ -205,25 +226,25 @@ def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: N
         sys.exit(STARTUP_FAILURE)
 
 
-async def _preload(catalog: Catalog, preload: bool) -> bool:
-    """Load the default model of every task, waiting for a backend that is still away; False when one cannot serve.
+async def _preload(catalog: Catalog, roles: Mapping[str, str]) -> bool:
+    """Load the default model of every task of `roles`, waiting for a backend that is still away; False when one cannot serve.
 
     A task without a model, or with several and no default, is none's fault; a repository without any model is.
     """
-    complete = not preload or bool(catalog.models)
-    for task in TASKS.values() if preload else ():
+    complete = not roles or bool(catalog.models)
+    for task, role in roles.items():
         while True:
             try:
-                version = await catalog.acquire(None, task.name, task.role)
-                metrics.expect(task.name, version.manifest.model)
+                version = await catalog.acquire(None, task, role)
+                metrics.expect(task, version.manifest.model)
             except BackendUnavailableError as error:
                 log.warning("waiting for the inference backend: %s", error)
                 await asyncio.sleep(PRELOAD_RETRY)
                 continue
             except (ModelNotChosenError, ModelNotFoundError) as error:
-                log.info("nothing preloaded for %s: %s", task.name, error)
+                log.info("nothing preloaded for %s: %s", task, error)
             except ModelUnavailableError as error:
-                log.warning("nothing preloaded for %s: %s", task.name, error)
+                log.warning("nothing preloaded for %s: %s", task, error)
                 complete = False
             break
     return complete

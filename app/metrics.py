@@ -92,6 +92,7 @@ CHAT_SECONDS = Histogram(
 CHAT_FIRST_TOKEN_SECONDS = Histogram(
     "vitrine_chat_first_token_seconds", "Time from the question to the first token.", ("model",), buckets=FIRST_TOKEN_BUCKETS
 )
+CHAT_STREAMS = Gauge("vitrine_chat_streams", "Answers that grow side by side.", ("model",), multiprocess_mode="livesum")
 CHAT_TOKENS = Counter("vitrine_chat_tokens", "Tokens of questions and of answers.", ("model", "kind"))
 
 ChatOutcome = Literal["stop", "length", "other", "error", "cancelled"]

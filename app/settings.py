@@ -119,6 +119,11 @@ class Settings(BaseSettings):
         (), description="comma list of the only models that clients may name; none: the server decides"
     )
     chat_upstream_timeout: Seconds = Field(60.0, description="seconds that this server may be silent, before and in its answer")
+    chat_streams: Count = Field(4, description="answers of one chat model that grow side by side (onnxruntime)")
+    chat_queue: Count = Field(16, description="questions to one chat model that may wait for their turn (onnxruntime)")
+    chat_max_pixels: Count = Field(
+        28 * 28 * 1280, description="width x height at which a chat model sees an image at most (onnxruntime)"
+    )
     chat_timeout: Seconds = Field(300.0, description="seconds for one chat answer, from its read question to its last token")
     chat_max_tokens: Count = Field(4096, description="tokens of one answer that may be asked for")
 

@@ -35,7 +35,7 @@ MEMORY_FILES = Path("/dev/shm")  # noqa: S108 -- metrics are written with every 
 
 SHARED = (
     *("max_requests", "max_queue", "max_body_bytes_in_flight", "max_pixels_in_flight"),
-    *("instances", "compute_threads", "triton_concurrency"),
+    *("instances", "compute_threads", "triton_concurrency", "chat_streams", "chat_queue"),
 )
 ROOM_FOR_ONE = {"max_body_bytes_in_flight": "max_body_bytes", "max_pixels_in_flight": "max_image_pixels"}
 

@@ -40,6 +40,22 @@ def add_chat(repository: Path, name: str = NAME, version: int = 1, **generation:
     return tuple(_add(repository, name, version, role, generation) for role in ROLES)
 
 
+def poison_token(entries: tuple[Entry, ...], token: int) -> None:
+    """Let the model fail when it is to go on from `token`: the row of its table is far outside of it."""
+    (entry,) = (each for each in entries if each.manifest.role == "embed")
+    inputs, outputs, *_ = _GRAPHS["embed"]
+    nodes = [
+        _NODE("Equal", ["input_ids", "poison"], ["poisonous"]),
+        _NODE("Where", ["poisonous", "outside", "input_ids"], ["rows"]),
+        _NODE("Gather", ["table", "rows"], ["inputs_embeds"]),
+    ]
+    table = {"poison": np.array(token), "outside": np.array(10**6), "table": np.eye(VOCABULARY, dtype=np.float32)}
+    entry.engine_file.write_bytes(_serialize("embed", inputs, outputs, nodes, table))
+    engine = entry.manifest.engine.model_copy(update=artifact(entry.engine_file).model_dump())
+    manifest = entry.manifest.model_copy(update={"engine": engine})
+    (entry.path / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+
+
 def make_tokenizer() -> Tokenizer:
     """A token for every byte, in their order, and the special tokens."""
     alphabet = _alphabet()

@@ -10,7 +10,6 @@ from app import metrics
 from app.api import schemas
 from app.api.services import Services
 from app.errors import ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
-from app.tasks import TASKS
 
 
 def health_router(services: Services) -> APIRouter:
@@ -45,9 +44,9 @@ async def _reasons_not_ready(services: Services) -> list[str]:
     reasons = [] if (fault := await services.pipeline.backend.fault()) is None else [fault]
     if not services.catalog.models:
         reasons.append(f"there is no model in {services.catalog.root}; export one with `python -m export`")
-    for task in TASKS.values():
+    for task, role in services.roles.items():
         try:
-            model, _ = services.catalog.choose(None, task.name, task.role)
+            model, _ = services.catalog.choose(None, task, role)
         except (ModelNotChosenError, ModelNotFoundError):
             continue
         except ModelUnavailableError as error:

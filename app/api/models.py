@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api import schemas
 from app.api.services import Services
-from app.catalog import Model
+from app.catalog import Model, ModelVersion
 from app.errors import ModelNotFoundError
 from app.tasks import TASKS
 
@@ -37,13 +37,17 @@ def model_router(services: Services) -> APIRouter:
     return router
 
 
+def _task(version: ModelVersion) -> str:
+    if version.manifest.generation is not None:
+        return "chat"
+    return next((task.name for task in TASKS.values() if task.role in version.roles), version.manifest.roles[0])
+
+
 def _row(model: Model, services: Services) -> dict[str, Any]:
     current = model.current
     shown = current or next(iter(model.versions), None)
     manifest = None if shown is None else shown.manifest
-    task = (
-        None if shown is None else next((task.name for task in TASKS.values() if task.role in shown.roles), shown.manifest.roles[0])
-    )
+    task = None if shown is None else _task(shown)
     faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
     return {
         "id": model.name,

@@ -13,12 +13,15 @@ from app.text_vectors import TextVectors
 
 @dataclass(frozen=True)
 class Services:
+    """`defaults` are the models that answer when none is named, `roles` the roles of engines that answer, both by task."""
+
     admission: Admission
     pipeline: Pipeline
     texts: TextVectors
     catalog: Catalog
     fetching: FetchPolicy
     defaults: Mapping[str, str]
+    roles: Mapping[str, str]
     max_body_bytes: int
     max_images: int
     tracing: Tracing | None = None

@@ -1,14 +1,15 @@
 """The protocol of everything that can run an engine."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.errors import InferenceError
+from app.generate import Event, Prompt, Sampling
 from app.manifest import Entry
 
 T = TypeVar("T")
@@ -54,6 +55,18 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Release everything. The backend is not used afterwards."""
+
+
+@runtime_checkable
+class GeneratingBackend(Protocol):
+    """A backend that can also let chat models speak."""
+
+    def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
+        """The tokens of an answer as they come; `entry` is the model's decoder, loaded. Closing it ends the work.
+
+        Raises:
+            CapacityError, InvalidValueError, InferenceError: the model is full, cannot be given this prompt, or failed.
+        """
 
 
 def check_inputs(entry: Entry, inputs: Tensors) -> int:

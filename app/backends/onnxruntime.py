@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split, together
+from app.backends.generation import HOST, GenerationThread, is_chat, open_generation
 from app.batch import Batcher, Forward
 from app.errors import InferenceError
+from app.generate import Event, Prompt, Sampling
 from app.manifest import Entry
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -60,13 +62,21 @@ class OnnxRuntimeBackend:
         *,
         models: Mapping[str, EngineOptions] | None = None,
         max_queue: int = 256,
+        chat_streams: int = 4,
+        chat_queue: int = 16,
     ) -> None:
-        """`models`: options of single models, in place of `options`. `max_queue`: calls that may wait for one engine."""
+        """`models`: options of single models, in place of `options`. `max_queue`: calls that may wait for one engine.
+
+        `chat_streams`: answers of one chat model that grow side by side, `chat_queue`: questions to it that may wait.
+        """
         self.pool = pool
         self.options = options
         self.models = models or {}
         self.max_queue = max_queue
+        self.chat_streams = chat_streams
+        self.chat_queue = chat_queue
         self._loaded: dict[str, Loaded] = {}
+        self._speaking: dict[str, GenerationThread] = {}
 
     def refuses(self, entry: Entry) -> str | None:
         kind = entry.manifest.engine.kind
@@ -77,10 +87,13 @@ class OnnxRuntimeBackend:
 
     async def load(self, entry: Entry) -> None:
         key = _key(entry)
-        if key in self._loaded:
+        if key in self._loaded or key in self._speaking:
             return
         options = self.models.get(entry.manifest.model, self.options)
-        self._loaded[key] = await asyncio.to_thread(self._open, entry, options)
+        if not is_chat(entry):
+            self._loaded[key] = await asyncio.to_thread(self._open, entry, options)
+        elif entry.manifest.role == HOST:
+            self._speaking[key] = await asyncio.to_thread(self._open_chat, entry, options)
 
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         loaded = self._loaded.get(_key(entry))
@@ -92,7 +105,15 @@ class OnnxRuntimeBackend:
         pieces = split(inputs, rows, loaded.batcher.max_batch)
         return join(await together(loaded.batcher.submit(piece, ticket) for piece in pieces))
 
+    def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
+        speaking = self._speaking.get(_key(entry))
+        if speaking is None:
+            raise InferenceError(f"{entry} is not loaded.")
+        return speaking.generate(prompt, sampling)
+
     async def unload(self, entry: Entry) -> None:
+        if (speaking := self._speaking.pop(_key(entry), None)) is not None:
+            await asyncio.to_thread(speaking.close)
         loaded = self._loaded.pop(_key(entry), None)
         if loaded is not None:
             await loaded.close()
@@ -104,6 +125,13 @@ class OnnxRuntimeBackend:
         for loaded in self._loaded.values():
             await loaded.close()
         self._loaded.clear()
+        for speaking in self._speaking.values():
+            await asyncio.to_thread(speaking.close)
+        self._speaking.clear()
+
+    def _open_chat(self, entry: Entry, options: EngineOptions) -> GenerationThread:
+        threads = options.threads or options.most_threads
+        return open_generation(entry, threads=threads, max_streams=self.chat_streams, max_waiting=self.chat_queue)
 
     def _open(self, entry: Entry, options: EngineOptions) -> Loaded:
         session = _session(entry, options.threads or 1)

@@ -25,6 +25,7 @@ NAMES = {
     "vitrine_chat_seconds": {"model", "outcome"},
     "vitrine_chat_first_token_seconds": {"model"},
     "vitrine_chat_tokens_total": {"model", "kind"},
+    "vitrine_chat_streams": {"model"},
     "vitrine_image_bytes": set(),
     "vitrine_image_pixels": set(),
     "vitrine_image_failures_total": {"code"},
@@ -51,6 +52,7 @@ def test_names_and_labels_are_those_that_dashboards_ask_for() -> None:
     metrics.expect("classify", "some")
     metrics.observe_request("classify", "some", 200, 0.01, {})
     metrics.observe_chat("some", "stop", 1.0, 0.1, {"prompt": 3, "completion": 2})
+    metrics.CHAT_STREAMS.labels("some").set(0)
     for engine in (metrics.BATCH_SIZE, metrics.QUEUE_DEPTH):
         engine.labels("some@1")
     metrics.MODEL_INFO.labels("some", "1", "fake", "fp32").set(0)

@@ -218,6 +218,8 @@ def test_limits_are_shared_out(workers: int, part: int) -> None:
         instances=4,
         compute_threads=3,
         triton_concurrency=64,
+        chat_streams=4,
+        chat_queue=16,
         models={"large": {"instances": 4, "threads": 2}},
     )
     each = share(settings)
@@ -227,6 +229,7 @@ def test_limits_are_shared_out(workers: int, part: int) -> None:
     assert (each.models["large"].instances, each.models["large"].threads) == (max(1, 4 // part), 2)
     assert each.compute_threads == max(1, 3 // part)
     assert each.triton_concurrency == max(1, 64 // part)
+    assert (each.chat_streams, each.chat_queue) == (max(1, 4 // part), max(1, 16 // part))
     assert each.max_body_bytes_in_flight == max(each.max_body_bytes, settings.max_body_bytes_in_flight // part)
     assert each.max_pixels_in_flight == max(each.max_image_pixels, settings.max_pixels_in_flight // part)
     assert each.max_image_pixels == settings.max_image_pixels
