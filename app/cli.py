@@ -255,7 +255,8 @@ def ground(
             _print_json([{"file": str(photo), "model": f"{answer.model}@{answer.version}", **asdict(found)}])
         else:
             score = "" if found.score is None else f"{found.score:.1%}"
-            _print_table(("photo", "phrase", "score", "box"), [(str(photo), phrase, score, _box(found.box))])
+            box = "none" if found.box is None else _box(found.box)
+            _print_table(("photo", "phrase", "score", "box"), [(str(photo), phrase, score, box)])
 
 
 @app.command()

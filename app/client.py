@@ -168,10 +168,13 @@ class Detection:
 
 @dataclass(frozen=True)
 class GroundedPhrase:
-    """Where a phrase leads; `score` is None where the model has none. `truncated`: its last words were not read."""
+    """Where a phrase leads; `box` is None where a chat model named none, `score` where the model has none.
+
+    `truncated`: its last words were not read.
+    """
 
     phrase: str
-    box: Box
+    box: Box | None
     score: float | None
     truncated: bool
 

@@ -35,6 +35,8 @@ from app.backends.generation import HOST
 from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
 from app.backends.triton import TritonBackend
 from app.catalog import Catalog
+from app.chat import ChatModels
+from app.chat_grounding import ChatGrounding
 from app.compute import make_pool
 from app.decode import DecodeLimits
 from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), pool)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    chat_models = ChatModels(pipeline, max_pixels=settings.chat_max_pixels)
     upstream = make_upstream(settings)
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
@@ -88,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         fetching=FetchPolicy(settings.allow_urls, settings.url_hosts, settings.url_timeout, settings.max_body_bytes),
         defaults=defaults,
         roles=roles,
+        grounding=ChatGrounding(chat_models, pipeline, catalog, settings.default_ground),
         max_body_bytes=settings.max_body_bytes,
         max_images=settings.max_images,
         tracing=tracing,
@@ -132,7 +136,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)
-    answerer = make_answerer(settings, pipeline, upstream)
+    answerer = make_answerer(settings, pipeline, chat_models, upstream)
     app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
     status.install(app)
     return app
@@ -171,11 +175,11 @@ def make_upstream(settings: Settings) -> Upstream | None:
     return Upstream(settings.chat_upstream, None if key is None else key.get_secret_value(), silence=settings.chat_upstream_timeout)
 
 
-def make_answerer(settings: Settings, pipeline: Pipeline, upstream: Upstream | None) -> Answerer:
+def make_answerer(settings: Settings, pipeline: Pipeline, models: ChatModels, upstream: Upstream | None) -> Answerer:
     """Who answers chat: the server behind this one alone, where there is one."""
     if upstream is not None:
         return UpstreamChat(upstream, pipeline, settings.chat_upstream_models)
-    return EmbeddedChat(pipeline, max_tokens=settings.chat_max_tokens, max_pixels=settings.chat_max_pixels)
+    return EmbeddedChat(models, max_tokens=settings.chat_max_tokens)
 
 
 class _Server(uvicorn.Server):

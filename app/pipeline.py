@@ -120,7 +120,7 @@ class Pipeline:
             with ticket.stage("finish"):
                 items = [step() for step in steps]
         if draw is not None:
-            items = await together(self._draw(item, source, draw, ticket) for item, source in zip(items, sources, strict=True))
+            items = await together(self.draw(item, source, draw, ticket) for item, source in zip(items, sources, strict=True))
         return Answer(entries[0], tuple(items))
 
     async def compute(self, stage: str, ticket: Ticket, work: Callable[[], T]) -> T:
@@ -160,7 +160,8 @@ class Pipeline:
 
         return await self.with_pixels(data, smallest, ticket, use)
 
-    async def _draw(self, item: Item, source: Source, draw: Draw, ticket: Ticket) -> Item:
+    async def draw(self, item: Item, source: Source, draw: Draw, ticket: Ticket) -> Item:
+        """`item` with the file that `draw` makes of its image and its result, where it has both."""
         if item.error is not None or not isinstance(source, bytes):
             return item
 

@@ -4,6 +4,7 @@ an image is read as the tokens of its merged patches' mean levels.
 The decoder adds 1/8 to the logit of a token for each time that the cache has it, so that a lost or a foreign cache shows.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,19 @@ def poison_token(entries: tuple[Entry, ...], token: int) -> None:
     engine = entry.manifest.engine.model_copy(update=artifact(entry.engine_file).model_dump())
     manifest = entry.manifest.model_copy(update={"engine": engine})
     (entry.path / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+
+
+def let_say(entries: tuple[Entry, ...], letter: str, text: str) -> None:
+    """Write `text` wherever the model says `letter`, an ASCII character."""
+    for entry in entries:
+        file = entry.path / "tokenizer.json"
+        document = json.loads(file.read_text())
+        vocabulary = document["model"]["vocab"]
+        vocabulary["".join(_alphabet()[byte] for byte in text.encode())] = vocabulary.pop(letter)
+        file.write_text(json.dumps(document))
+        assert entry.manifest.generation is not None
+        generation = entry.manifest.generation.model_copy(update={"tokenizer": artifact(file)})
+        (entry.path / MANIFEST).write_text(entry.manifest.model_copy(update={"generation": generation}).model_dump_json())
 
 
 def make_tokenizer() -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Questions for a chat model of the repository: images and conversation become a prompt, tokens become text as they come."""
+"""Questions for a chat model of the repository, answered in OpenAI's shape as its tokens come."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -10,37 +10,29 @@ from app import metrics
 from app.api.chat_schemas import ENGINE_DEPENDENT, ChatRequest, TextPart, unsupported
 from app.api.exchange import Question, SentImage
 from app.api.sse import DONE, encode_event
-from app.backends.base import GeneratingBackend, together
-from app.backends.generation import HOST
-from app.chat_prompt import ChatPrompts, chat_prompts, prepare_image
-from app.chat_text import TextStream
-from app.errors import InputError, InvalidValueError, ModelUnavailableError
-from app.generate import Finish, PreparedImage, Prompt, Sampling
+from app.backends.base import together
+from app.chat import TASK, ChatModels, ReadPrompt, SeenImage
+from app.errors import InputError, InvalidValueError
+from app.generate import Finish, Sampling
 from app.manifest import Entry
-from app.pipeline import Pipeline
-
-TASK = "chat"
 
 
 @dataclass(frozen=True)
 class Talk:
-    """A question ready for its model. `sizes` are the (width, height) at which it sees the images, in pixels."""
+    """A question ready for its model."""
 
-    entry: Entry
-    prompts: ChatPrompts
-    prompt: Prompt
+    read: ReadPrompt
     sampling: Sampling
-    sizes: tuple[tuple[int, int], ...]
+    images: tuple[SeenImage, ...]
 
 
 class EmbeddedChat:
-    """Answers with the chat models of the repository, as far as the backend can let them speak."""
+    """Answers with the chat models of the repository."""
 
-    def __init__(self, pipeline: Pipeline, *, max_tokens: int, max_pixels: int) -> None:
-        """`max_tokens` of an answer; `max_pixels` at which a model sees an image, where its own limit is above."""
-        self._pipeline = pipeline
+    def __init__(self, models: ChatModels, *, max_tokens: int) -> None:
+        """`max_tokens` of an answer."""
+        self._models = models
         self._max_tokens = max_tokens
-        self._max_pixels = max_pixels
 
     async def complete(self, question: Question) -> dict[str, Any]:
         talk = await self._prepare(question)
@@ -84,61 +76,28 @@ class EmbeddedChat:
         asked, ticket = question.asked, question.ticket
         for name in asked.engine_dependent:
             raise unsupported(name, ENGINE_DEPENDENT[name])
-        version = await self._pipeline.catalog.acquire(asked.model, TASK, HOST)
-        entry = version.entries[HOST]
-        question.exchange.model = ticket.model = entry.manifest.model
+        entry = await self._models.acquire(asked.model, ticket)
+        question.exchange.model = ticket.model
         images = await together(self._look(image, entry, question) for image in question.images)
         metrics.count_images(TASK, ticket.model, len(images), ())
+        read = await self._models.read(entry, _messages(asked), images, ticket)
+        question.exchange.prompt_tokens = read.length
+        return Talk(read, _sampling(asked, read, self._max_tokens), tuple(images))
 
-        def read() -> tuple[ChatPrompts, Prompt]:
-            prompts = chat_prompts(entry)
-            return prompts, prompts.prompt(_messages(asked), images)
-
-        prompts, prompt = await self._pipeline.compute("parse", ticket, read)
-        question.exchange.prompt_tokens = len(prompt.input_ids)
-        sampling = _sampling(asked, len(prompt.input_ids), prompts.generation.max_length, self._max_tokens)
-        patch = prompts.generation.patch_size
-        sizes = tuple((image.grid_thw[2] * patch, image.grid_thw[1] * patch) for image in images)
-        return Talk(entry, prompts, prompt, sampling, sizes)
-
-    async def _look(self, image: SentImage, entry: Entry, question: Question) -> PreparedImage:
-        generation, ticket = entry.manifest.generation, question.ticket
-        assert generation is not None, "a manifest of a decoder has it"
-
-        def use(pixels: Any, info: Any) -> tuple[PreparedImage, int]:
-            with ticket.stage("resize"):
-                return prepare_image(pixels, generation, self._max_pixels), info.width * info.height
-
+    async def _look(self, image: SentImage, entry: Entry, question: Question) -> SeenImage:
         try:
-            prepared, size = await self._pipeline.with_pixels(image.content, None, ticket, use)
+            return await self._models.look(image.content, entry, question.ticket)
         except InputError as error:
-            metrics.count_images(TASK, ticket.model, 0, [error])
+            metrics.count_images(TASK, question.ticket.model, 0, [error])
             raise type(error)(error.detail, field=image.field) from error
-        metrics.observe_image(len(image.content), size)
-        return prepared
 
     async def _pieces(self, talk: Talk, question: Question) -> AsyncGenerator[tuple[str, Finish | None]]:
-        """Pieces of text as they come, "" where a token makes none; the last with how the answer ended."""
-        backend = self._pipeline.backend
-        if not isinstance(backend, GeneratingBackend):
-            raise ModelUnavailableError("Chat models answer on the embedded engine alone; see VITRINE_BACKEND.")
-        text = TextStream(talk.prompts.tokenizer, talk.sampling.stop)
-        started = time.perf_counter()
-        try:
-            async with aclosing(backend.generate(talk.entry, talk.prompt, talk.sampling)) as events:
-                async for event in events:
-                    piece = ""
-                    if event.token is not None:
-                        question.exchange.token()
-                        piece = text.push(event.token)
-                    finish = "stop" if text.stopped else event.finish
-                    if finish is not None:
-                        question.exchange.end(finish)
-                        yield piece + text.finish(), finish
-                        return
-                    yield piece, None
-        finally:
-            question.ticket.record("infer", time.perf_counter() - started)
+        exchange = question.exchange
+        async with aclosing(self._models.answer(talk.read, talk.sampling, question.ticket, exchange.token)) as pieces:
+            async for piece, finish in pieces:
+                if finish is not None:
+                    exchange.end(finish)
+                yield piece, finish
 
 
 def _messages(asked: ChatRequest) -> list[Mapping[str, Any]]:
@@ -153,24 +112,24 @@ def _messages(asked: ChatRequest) -> list[Mapping[str, Any]]:
     return messages
 
 
-def _sampling(asked: ChatRequest, prompt: int, most: int, limit: int) -> Sampling:
-    """How the answer to a prompt of so many tokens is to be drawn; `most` tokens have room in the model, with the answer.
+def _sampling(asked: ChatRequest, read: ReadPrompt, limit: int) -> Sampling:
+    """How the answer is to be drawn, of `limit` tokens at most where none is asked for.
 
     Raises:
-        InvalidValueError: prompt, or prompt and answer, have more.
+        InvalidValueError: the model has no room for the conversation, or for that long an answer to it.
     """
-    room = most - prompt
-    if room < 1:
+    prompt, most = read.length, read.prompts.generation.max_length
+    if read.room < 1:
         raise InvalidValueError(
             f"The conversation has {prompt} tokens with its images; the model has room for {most}.", field="messages"
         )
-    if asked.most_tokens is not None and asked.most_tokens > room:
+    if asked.most_tokens is not None and asked.most_tokens > read.room:
         raise InvalidValueError(
             f"The conversation has {prompt} tokens and {asked.tokens_field} is {asked.most_tokens}; the model has room for {most}.",
             field=asked.tokens_field,
         )
     return Sampling(
-        max_tokens=min(room, limit) if asked.most_tokens is None else asked.most_tokens,
+        max_tokens=min(read.room, limit) if asked.most_tokens is None else asked.most_tokens,
         temperature=asked.temperature or 0.0,
         top_p=1.0 if asked.top_p is None else asked.top_p,
         top_k=asked.top_k or 0,
@@ -180,7 +139,7 @@ def _sampling(asked: ChatRequest, prompt: int, most: int, limit: int) -> Samplin
 
 
 def _head(talk: Talk, question: Question, kind: str) -> dict[str, Any]:
-    name = talk.entry.manifest.model
+    name = talk.read.entry.manifest.model
     return {"id": f"chatcmpl-{question.ticket.id}", "object": kind, "created": int(time.time()), "model": name}
 
 
@@ -194,4 +153,4 @@ def _usage(question: Question) -> dict[str, int]:
 
 
 def _seen(talk: Talk) -> dict[str, Any]:
-    return {"images": [{"width": width, "height": height} for width, height in talk.sizes]}
+    return {"images": [{"width": image.width, "height": image.height} for image in talk.images]}

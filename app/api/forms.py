@@ -84,7 +84,11 @@ def detection_marks(result: DetectResult) -> list[Mark]:
 
 def grounding_marks(result: GroundResult) -> list[Mark]:
     """Phrases that the font cannot write are called by their place, the first of them 1."""
-    return [Mark(found.box, found.phrase, str(number + 1), number, found.score) for number, found in enumerate(result.groundings)]
+    return [
+        Mark(found.box, found.phrase, str(number + 1), number, found.score)
+        for number, found in enumerate(result.groundings)
+        if found.box is not None
+    ]
 
 
 def rounded(box: Box) -> list[float]:

@@ -67,7 +67,8 @@ def encode_detect(result: DetectResult) -> dict[str, Any]:
 
 
 def encode_ground(result: GroundResult) -> dict[str, Any]:
-    return {"groundings": [vars(found) | {"box": forms.rounded(found.box)} for found in result.groundings]}
+    boxes = [None if found.box is None else forms.rounded(found.box) for found in result.groundings]
+    return {"groundings": [vars(found) | {"box": box} for found, box in zip(result.groundings, boxes, strict=True)]}
 
 
 def encode_tokenize(result: TokenizeResult) -> dict[str, Any]:

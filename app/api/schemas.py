@@ -225,7 +225,9 @@ class CocoResponse(BaseModel):
 
 class GroundingResponse(BaseModel):
     phrase: str
-    box: BoxResponse = Field(description="left, top, right, bottom in pixels of the upright original")
+    box: BoxResponse | None = Field(
+        description="left, top, right, bottom in pixels of the upright original; null where a chat model names none"
+    )
     score: float | None = Field(description="null where the model has no confidence")
     truncated: bool = Field(description="the phrase was too long, and its last words were not read")
 

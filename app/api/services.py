@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from app.admission import Admission
 from app.api.fetch import FetchPolicy
 from app.catalog import Catalog
+from app.chat_grounding import ChatGrounding
 from app.pipeline import Pipeline
 from app.telemetry import Tracing
 from app.text_vectors import TextVectors
@@ -24,4 +25,5 @@ class Services:
     roles: Mapping[str, str]
     max_body_bytes: int
     max_images: int
+    grounding: ChatGrounding
     tracing: Tracing | None = None

@@ -82,7 +82,7 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
             sources = await _sources(parsed, asked, work.entries[0], services, ticket)
             form = _form(route, len(sources), request.headers.get("accept", ""), asked) if route.forms else JSON
             draw = _draw(route, form, asked)
-            answer = await services.pipeline.run(work.task, work.entries, sources, work.options, ticket, draw=draw)
+            answer = await work.runner.run(work.task, work.entries, sources, work.options, ticket, draw=draw)
         failed = [item.error for item in answer.items if item.error is not None]
         metrics.count_images(route.task.name, ticket.model, len(answer.items) - len(failed), failed)
         answer = replace(answer, items=(*answer.items, *work.texts))

@@ -8,9 +8,10 @@ from app.admission import Ticket
 from app.api import schemas
 from app.api.services import Services
 from app.catalog import Catalog
+from app.chat_grounding import ChatGrounding
 from app.errors import InvalidValueError, VitrineError
 from app.manifest import Entry
-from app.pipeline import Item
+from app.pipeline import Item, Pipeline
 from app.tasks.base import AnyTask
 from app.tasks.embed import Embed, EmbedResult
 from app.tasks.similarity import Similarity, SimilarityOptions, ZeroShot, ZeroShotOptions
@@ -20,11 +21,12 @@ EMBED, SIMILARITY, ZERO_SHOT = Embed(), Similarity(), ZeroShot()
 
 @dataclass(frozen=True)
 class Work:
-    """`task`, `entries` and `options` are for the pipeline. `texts` are answers that are there already; they follow the images'."""
+    """`task`, `entries` and `options` are for `runner`. `texts` are answers that are there already; they follow the images'."""
 
     task: AnyTask
     entries: Sequence[Entry]
     options: Any
+    runner: Pipeline | ChatGrounding
     texts: tuple[Item, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -40,18 +42,19 @@ async def find_work(task: AnyTask, asked: schemas.TaskRequest, options: Any, ser
     if isinstance(asked, schemas.EmbedRequest):
         entries = await services.pipeline.acquire(EMBED, asked.model, None, ticket)
         found = await services.texts.embed(entries[0], asked.texts, ticket, field="texts") if asked.texts else []
-        return Work(EMBED, entries, None, tuple(_item(one) for one in found))
+        return Work(EMBED, entries, None, services.pipeline, tuple(_item(one) for one in found))
     if isinstance(asked, schemas.SimilarityRequest):
         entries = await services.pipeline.acquire(SIMILARITY, asked.model, None, ticket)
         vectors, cut = await services.texts.vectors(entries[0], asked.texts, ("{}",), ticket, field="texts")
-        return Work(SIMILARITY, entries, SimilarityOptions(vectors), warnings=_cut_off(asked.texts, cut))
+        return Work(SIMILARITY, entries, SimilarityOptions(vectors), services.pipeline, warnings=_cut_off(asked.texts, cut))
     if isinstance(asked, schemas.ClassifyRequest) and _names_labels(asked, services.catalog):
         entries = await services.pipeline.acquire(EMBED, asked.model, None, ticket)
         templates = asked.template or ("{}",)
         vectors, cut = await services.texts.vectors(entries[0], asked.labels, templates, ticket, field="labels")
         zero_shot = ZeroShotOptions(tuple(asked.labels), vectors, asked.top_k)
-        return Work(ZERO_SHOT, entries, zero_shot, warnings=_cut_off(asked.labels, cut))
-    return Work(task, await services.pipeline.acquire(task, asked.model, options, ticket), options)
+        return Work(ZERO_SHOT, entries, zero_shot, services.pipeline, warnings=_cut_off(asked.labels, cut))
+    runner = services.grounding if services.grounding.takes(task, asked.model) else services.pipeline
+    return Work(task, await runner.acquire(task, asked.model, options, ticket), options, runner)
 
 
 def _item(found: EmbedResult | VitrineError) -> Item:

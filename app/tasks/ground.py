@@ -29,13 +29,14 @@ class GroundOptions:
 
 @dataclass(frozen=True)
 class GroundedPhrase:
-    """Where a phrase leads; `box` xyxy in pixels of the upright original and inside of it (without area where it leads outside).
+    """Where a phrase leads; `box` xyxy in pixels of the upright original and inside of it (without area where it leads outside),
+    None where a chat model has named none.
 
     `score` in 0..1, None of a model that has none. `truncated`: the phrase was too long, and its last words were not read.
     """
 
     phrase: str
-    box: Box
+    box: Box | None
     score: float | None
     truncated: bool
 
