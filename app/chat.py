@@ -67,7 +67,7 @@ class ChatModels:
             ModelError, BackendError: the model cannot answer.
         """
         if not isinstance(self._pipeline.backend, GeneratingBackend):
-            raise ModelUnavailableError("Chat models answer on the embedded engine alone; see VITRINE_BACKEND.")
+            raise ModelUnavailableError("Chat models do not answer on this backend; see VITRINE_BACKEND.")
         version = await self._pipeline.catalog.acquire(name, TASK, HOST)
         entry = version.entries[HOST]
         ticket.model = entry.manifest.model
