@@ -1,8 +1,10 @@
 """A narrow Qwen2.5-VL, from transformers' network to three published engines that give its tokens."""
 
+import base64
 import json
 import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,21 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from starlette.testclient import TestClient
 
 from app import generate
 from app.chat_prompt import chat_prompts, prepare_image
 from app.generate import Generator, Prompt, Sampling
+from app.main import create_app
 from app.manifest import Entry, read_entry
+from app.settings import Settings
 from export import pipeline
 from export.fuse_chat import fuse_chat
 from export.load import load
 from export.sources.qwen2_5_vl import MOST_PIXELS, write_folder
 from export.spec import ChatReference, ExportError, ExportRequest, LoadedChat, Published, Staged, VerificationError
 from export.verify_chat import verify_chat
+from tests.factories import make_png
 
 ROLES = ("vision", "embed", "decoder")
 
@@ -139,6 +145,24 @@ def test_streams_side_by_side_answer_as_they_do_alone(exported: Exported) -> Non
     while generator.streams:
         generator.step()
     assert [first.tokens, second.tokens] == alone
+
+
+def test_the_route_of_openai_gives_the_networks_own_answer(exported: Exported) -> None:
+    photo = make_png(120, 90)
+    processor, network = exported.loaded.processor, exported.loaded.network
+    content = [{"type": "text", "text": "Where is"}, {"type": "image"}, {"type": "text", "text": "the red circle?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=[Image.open(BytesIO(photo))], return_tensors="pt")
+    tokens = network.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    url = f"data:image/png;base64,{base64.b64encode(photo).decode()}"
+    parts = [content[0], {"type": "image_url", "image_url": {"url": url}}, content[2]]
+    settings = Settings(_env_file=None, repository=exported.repository, repository_poll=0)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        asked = {"model": "narrow", "max_tokens": 24, "messages": [{"role": "user", "content": parts}]}
+        answer = client.post("/v1/chat/completions", json=asked).json()
+    assert answer["choices"][0]["message"]["content"] == processor.decode(tokens, skip_special_tokens=True)
+    assert answer["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
+    assert answer["vitrine"]["images"] == [{"width": 112, "height": 84}]
 
 
 def answer(generator: Generator, prompt: Prompt) -> list[int]:
