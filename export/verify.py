@@ -52,20 +52,23 @@ def verify(build: Sequence[Staged], fused: Sequence[Fused]) -> tuple[Staged, ...
     Raises:
         VerificationError, ExportError: see `verify_classifier` and the modules of the other tasks.
     """
-    reference = fused[0].reference
+    match fused[0].reference:
+        case Tokenizer() | DualReference() | ChatReference() as reference:
+            return _verify_together(build, reference)
+        case OnnxDetector() as network:
+            return (verify_onnx_detector(build[0], network, fused[0].inner),)
+        case Detector() as network:
+            return (verify_detector(build[0], network, fused[0].inner),)
+        case GroundingReference() as reference:
+            return (verify_grounder(build[0], reference),)
+        case reference:
+            return (verify_classifier(build[0], reference),)
+
+
+def _verify_together(build: Sequence[Staged], reference: Tokenizer | DualReference | ChatReference) -> tuple[Staged, ...]:
     if isinstance(reference, Tokenizer):
         return verify_tokenizer(build, reference)
-    if isinstance(reference, OnnxDetector):
-        return (verify_onnx_detector(build[0], reference, fused[0].inner),)
-    if isinstance(reference, Detector):
-        return (verify_detector(build[0], reference, fused[0].inner),)
-    if isinstance(reference, ChatReference):
-        return verify_chat(build, reference)
-    if isinstance(reference, GroundingReference):
-        return (verify_grounder(build[0], reference),)
-    if isinstance(reference, DualReference):
-        return verify_dual_encoder(build, reference)
-    return (verify_classifier(build[0], reference),)
+    return verify_chat(build, reference) if isinstance(reference, ChatReference) else verify_dual_encoder(build, reference)
 
 
 def verify_classifier(staged: Staged, reference: Reference) -> Staged:

@@ -131,7 +131,8 @@ def measure_grounder(client: Client, examples: Sequence[Example], folder: Path, 
     overlaps: list[float] = []
     for example, answer in asking.each(ask, examples, lambda one: one.name, failures, FAULTS):
         found = (answer.results[0].groundings or ()) if answer else ()
-        overlaps.append(overlap(found[0].box, example.box) if found else 0.0)
+        box = found[0].box if found else None
+        overlaps.append(0.0 if box is None else overlap(box, example.box))
         if example.form is not None:
             forms.setdefault(example.form, []).append(overlaps[-1])
     groups = {form: _figures(found) for form, found in forms.items()}
