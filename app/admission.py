@@ -1,4 +1,7 @@
-"""The first stage of a request: a ticket before its body is read, and ceilings on what is in flight."""
+"""The first stage of a request: a ticket before its body is read, and ceilings on what is in flight.
+
+A client that is slow with its body holds a ticket, but none of the places of those whose body is there.
+"""
 
 import asyncio
 import threading
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from app import metrics
-from app.errors import CapacityError, DeadlineError, TooLargeError
+from app.errors import CapacityError, DeadlineError, ShuttingDownError, TooLargeError
 
 EXPIRED = "The request's time ran out; send fewer or smaller images, or allow more time."
 
@@ -21,15 +24,17 @@ class Ticket:
     """What a request carries through the pipeline: its id, deadline, cancellation and the time spent per stage.
 
     `deadline` is a value of `time.monotonic()`. `cancelled` means that nobody waits for the answer, `departed` that the client
-    hung up. `bytes` is what its body holds in memory. `model` is the name of the model that answers, once it is found. `stages`
-    holds seconds; the images of one request add up. While a trace is recorded, `spans` holds every stretch of a stage as (stage,
-    began, ended), times of `time.perf_counter()`, and `context` the headers that hand the trace on to other servers.
+    hung up. `placed` tells whether it holds one of the server's places, `bytes` what its body holds in memory. `model` is the name
+    of the model that answers, once it is found. `stages` holds seconds; the images of one request add up. While a trace is
+    recorded, `spans` holds every stretch of a stage as (stage, began, ended), times of `time.perf_counter()`, and `context` the
+    headers that hand the trace on to other servers.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     deadline: float = float("inf")
     cancelled: bool = False
     departed: bool = False
+    placed: bool = False
     bytes: int = 0
     model: str = ""
     stages: dict[str, float] = field(default_factory=dict)
@@ -110,19 +115,63 @@ class _WithinDeadline:
             raise DeadlineError(EXPIRED) from expired
 
 
-class Admission:
-    """Counts requests and body bytes in flight; full is an error at once, before any work. Event loop only."""
+@dataclass(frozen=True)
+class Pace:
+    """How slow a client may be: from `grace` seconds on, it must have sent or taken `rate` bytes per second on average."""
 
-    def __init__(self, max_requests: int, max_bytes: int, default_timeout: float) -> None:
+    grace: float = 10.0
+    rate: float = 1024.0
+
+    def due(self, size: int) -> float:
+        """Seconds from the beginning until when the byte that follows the first `size` must have moved."""
+        return self.grace + size / self.rate
+
+
+class Admission:
+    """Counts requests and body bytes in flight; full is an error at once, before any work. Event loop only.
+
+    `requests` hold one of `max_requests` places; `tickets` counts them and those whose body is still coming. Set `stopping` when
+    the server is about to end and should get no more traffic, and `closed` when it takes none any more.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int, longest: float, pace: Pace = Pace()) -> None:
+        """`longest`: seconds that a request has, of which it may ask for fewer. `pace`: of its body."""
         self.max_requests = max_requests
         self.max_bytes = max_bytes
-        self.default_timeout = default_timeout
+        self.longest = longest
+        self.pace = pace
         self.requests = 0
+        self.tickets = 0
         self.bytes = 0
+        self.stopping = False
+        self.closed = False
 
     @contextmanager
     def admit(self, request_id: str | None = None, timeout: float | None = None) -> Iterator[Ticket]:
-        """Take one of `max_requests` places.
+        """Take one of `max_requests` places, for `timeout` seconds but no longer than the longest.
+
+        Raises:
+            ShuttingDownError: the server takes no more requests.
+            CapacityError: every place is taken.
+        """
+        if self.closed:
+            raise ShuttingDownError("This server is shutting down; retry, on another connection.")
+        deadline = time.monotonic() + (self.longest if timeout is None else min(timeout, self.longest))
+        ticket = Ticket(deadline=deadline) if request_id is None else Ticket(id=request_id, deadline=deadline)
+        self.take_place(ticket)
+        self.tickets += 1
+        metrics.IN_FLIGHT.set(self.tickets)
+        try:
+            yield ticket
+        finally:
+            ticket.cancelled = True
+            self.leave_place(ticket)
+            self.tickets -= 1
+            metrics.IN_FLIGHT.set(self.tickets)
+            self.bytes -= ticket.bytes
+
+    def take_place(self, ticket: Ticket) -> None:
+        """Take one of the places.
 
         Raises:
             CapacityError: every place is taken.
@@ -131,17 +180,13 @@ class Admission:
             raise CapacityError(
                 f"{self.max_requests} requests are in flight, the most this server takes; retry later.", reason="requests"
             )
-        deadline = time.monotonic() + (self.default_timeout if timeout is None else timeout)
-        ticket = Ticket(deadline=deadline) if request_id is None else Ticket(id=request_id, deadline=deadline)
         self.requests += 1
-        metrics.IN_FLIGHT.set(self.requests)
-        try:
-            yield ticket
-        finally:
-            ticket.cancelled = True
-            self.requests -= 1
-            metrics.IN_FLIGHT.set(self.requests)
-            self.bytes -= ticket.bytes
+        ticket.placed = True
+
+    def leave_place(self, ticket: Ticket) -> None:
+        """Let others have the place while this request waits for its client; harmless without one."""
+        self.requests -= ticket.placed
+        ticket.placed = False
 
     def take_bytes(self, ticket: Ticket, count: int) -> None:
         """Count `count` more bytes of request body against the ceiling, until the ticket is given back.

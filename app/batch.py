@@ -86,19 +86,39 @@ class Batcher:
             Whatever `forward` raises for these rows alone.
         """
         ticket.check()
-        if len(self._waiting) >= self.max_queue:
-            raise CapacityError(f"{self.max_queue} inferences wait for {self.name} already; retry later.")
+        self.check_room()
         member = Member(inputs, len(next(iter(inputs.values()))), ticket, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(member)
             self._rows += member.rows
         self._dispatch()
-        return await member.result
+        try:
+            return await member.result
+        except asyncio.CancelledError:
+            self._drop(member)
+            raise
+
+    def check_room(self) -> None:
+        """Refuse at once what `submit` would refuse.
+
+        Raises:
+            CapacityError: `max_queue` calls are waiting already.
+        """
+        if len(self._waiting) >= self.max_queue:
+            raise CapacityError(f"{self.max_queue} inferences wait for {self.name} already; retry later.")
 
     async def drain(self) -> None:
         """Wait until nothing runs any more."""
         while self._turns or self._waiting:
             await (asyncio.wait(self._turns) if self._turns else asyncio.sleep(self._delay))
+
+    def _drop(self, member: Member) -> None:
+        """Nobody waits for it any more: its place in the queue is another's."""
+        with self._lock:
+            if member in self._waiting:
+                self._waiting.remove(member)
+                self._rows -= member.rows
+        self._depth.set(len(self._waiting))
 
     def _dispatch(self) -> None:
         """Give out as many turns as what waits can fill."""

@@ -75,6 +75,11 @@ class Model:
         return next((version for version in self.versions if version.fault is None), None)
 
     @property
+    def faults(self) -> list[str]:
+        """What is wrong with its versions, one sentence each."""
+        return [f"version {version.number}: {version.fault}" for version in self.versions if version.fault] + self.problems
+
+    @property
     def random(self) -> bool:
         return any(entry.manifest.source.weights == "random" for version in self.versions for entry in version.entries.values())
 
@@ -110,16 +115,22 @@ class Catalog:
                     model.versions[index] = before.pop((model.name, version.number))
             for problem in model.problems:
                 log.warning("%s: %s", model.name, problem)
+        for name in self.models.keys() - models.keys():
+            metrics.MODEL_FAULTS.labels(name).set(0)
+        for model in models.values():
+            metrics.MODEL_FAULTS.labels(model.name).set(len(model.faults))
         self.models, self._signature = models, signature
         for version in before.values():
             self._spawn(self._retire(version))
 
     async def watch(self, seconds: float) -> None:
-        """Refresh for ever, every `seconds`; check the hashes of new entries in passing, so that faults are listed early."""
+        """Refresh for ever, every `seconds`; check the hashes of new entries and load new versions of what serves in passing, so
+        that faults are listed early and nobody waits for a load."""
         while True:
             try:
                 await self.refresh()
                 await self.audit()
+                self.advance()
             except Exception:
                 log.exception("looking at the repository failed; trying again in %g s", seconds)
             await asyncio.sleep(seconds)
@@ -130,6 +141,13 @@ class Catalog:
             for version in model.versions:
                 if version.status == "available" and version.loading is None:
                     await self._check_hashes(model, version)
+
+    def advance(self) -> None:
+        """Begin to load the newest sound version of every model of which an older one serves; it takes over once it is there."""
+        for model in self.models.values():
+            newest = model.current
+            if newest is not None and not newest.loaded and any(version.loaded for version in model.versions):
+                self._load_in_background(model, newest)
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -182,8 +200,7 @@ class Catalog:
                 return version
         if away is not None:
             raise away
-        faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
-        raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(faults + model.problems)}.")
+        raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(model.faults)}.")
 
     def _default(self, task: str, candidates: list[str]) -> str:
         """The model when none is named. A default that is there but broken is not replaced by another, and a model with random
@@ -265,6 +282,7 @@ def _info(entry: Entry, backend: str) -> Gauge:
 
 def _fail(model: Model, version: ModelVersion, reason: str) -> None:
     version.fault = reason
+    metrics.MODEL_FAULTS.labels(model.name).set(len(model.faults))
     log.warning("%s@%d cannot serve: %s", model.name, version.number, reason)
 
 

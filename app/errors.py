@@ -5,6 +5,7 @@
     │   ├── MalformedRequestError     the request cannot be read (JSON, multipart, base64, no image)
     │   ├── InvalidValueError         readable, but a field has a value that cannot be used
     │   ├── TooLargeError             more bytes, pixels or images than the limits allow
+    │   ├── SlowUploadError           the body comes more slowly than the server waits for
     │   ├── UnsupportedMediaError     not an image type that is read here
     │   ├── NotAcceptableError        the request accepts no form in which this can be answered
     │   ├── UndecodableImageError     an image type we read, but these bytes do not decode
@@ -14,6 +15,7 @@
     │   ├── ModelNotChosenError       several models could answer and none was named
     │   └── ModelUnavailableError     known, but it cannot serve (fault in the repository, still loading)
     ├── CapacityError             full now; try again after `retry_after` seconds
+    ├── ShuttingDownError         this process ends; another one answers, or this one's successor soon
     ├── DeadlineError             the request's time ran out
     └── BackendError              the engine failed
         ├── BackendUnavailableError   the inference server does not answer
@@ -34,6 +36,8 @@ class VitrineError(Exception):
 
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    retry_after: float | None = None
+    """Seconds after which the same request may be answered; None where nobody knows."""
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
@@ -59,6 +63,11 @@ class InvalidValueError(InputError):
 class TooLargeError(InputError):
     code = "too_large"
     title = "Too large"
+
+
+class SlowUploadError(InputError):
+    code = "slow_upload"
+    title = "Upload too slow"
 
 
 class UnsupportedMediaError(InputError):
@@ -111,6 +120,12 @@ class CapacityError(VitrineError):
         self.reason = reason
 
 
+class ShuttingDownError(VitrineError):
+    code = "shutting_down"
+    title = "Server is shutting down"
+    retry_after = 1.0
+
+
 class DeadlineError(VitrineError):
     code = "deadline_exceeded"
     title = "Deadline exceeded"
@@ -124,6 +139,7 @@ class BackendError(VitrineError):
 class BackendUnavailableError(BackendError):
     code = "backend_unavailable"
     title = "Inference backend unavailable"
+    retry_after = 1.0
 
 
 class UpstreamError(BackendError):

@@ -4,8 +4,11 @@ import asyncio
 import gc
 import logging
 import math
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +19,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import __version__, logs, metrics
-from app.admission import Admission, PixelBudget
+from app.admission import Admission, Pace, PixelBudget
 from app.api import errors, status
 from app.api.chat import ChatService, chat_router
 from app.api.chat_embedded import EmbeddedChat
@@ -33,11 +36,13 @@ from app.backends.base import Backend, GeneratingBackend
 from app.backends.fake import FakeBackend
 from app.backends.generation import HOST
 from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
+from app.backends.several import SeveralTritons
 from app.backends.triton import TritonBackend
 from app.catalog import Catalog
 from app.chat import ChatModels
 from app.chat_grounding import ChatGrounding
 from app.compute import make_pool
+from app.connections import connection_class, sweep
 from app.decode import DecodeLimits
 from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.golden import check_golden
@@ -53,10 +58,12 @@ log = logging.getLogger("vitrine")
 
 PRELOAD_RETRY = 0.5
 STARTUP_FAILURE = 3  # uvicorn's own exit code
+DRAIN_SECONDS = 0.02  # between two looks whether all requests have finished
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Once it has started, its `state.preloading` is the task that loads the default models."""
+    """The ASGI application. Its `state.admission` can close it; once it has started, `state.preloading` is the task that loads the
+    default models."""
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
     roles = {task.name: task.role for task in TASKS.values()}
@@ -84,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     chat_models = ChatModels(pipeline, max_pixels=settings.chat_max_pixels)
     upstream = make_upstream(settings)
     services = Services(
-        admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout),
+        admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout, _pace(settings)),
         pipeline=pipeline,
         texts=TextVectors(pipeline, settings.text_cache, settings.max_texts),
         catalog=catalog,
@@ -130,6 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
         static_url="/docs/assets",
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # it would ask per request
     )
+    app.state.admission = services.admission
     errors.install(app)
     endpoints = task_endpoints(services)
     app.add_middleware(DirectPosts, endpoints=endpoints)
@@ -145,9 +153,10 @@ def create_app(settings: Settings) -> FastAPI:
 def make_backend(settings: Settings, pool: Executor) -> Backend:
     """The backend that the settings name; one that computes in this process does it on `pool`."""
     if settings.backend == "triton":
-        return TritonBackend(
-            settings.triton_url, concurrency=settings.triton_concurrency, shared_memory=settings.triton_shared_memory
-        )
+        concurrency, shared_memory = settings.triton_concurrency, settings.triton_shared_memory
+        addresses = [address.strip() for address in settings.triton_url.split(",")]
+        servers = [TritonBackend(address, concurrency=concurrency, shared_memory=shared_memory) for address in addresses]
+        return servers[0] if len(servers) == 1 else SeveralTritons(servers)
     if settings.backend == "fake":
         return FakeBackend()
     options = EngineOptions(
@@ -183,18 +192,42 @@ def make_answerer(settings: Settings, pipeline: Pipeline, models: ChatModels, up
 
 
 class _Server(uvicorn.Server):
-    """Says once that it has begun: it listens, and the default models are loaded, or one of them cannot be."""
+    """Says once that it has begun: it listens, and the default models are loaded, or one of them cannot be. Ends without losing
+    a request: it goes on listening, and saying so to those who come, until what is in flight has its answer."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, begun: Callable[[bool], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, begun: Callable[[bool], None], *, delay: float = 0.0, timeout: float = 30.0
+    ) -> None:
+        """`delay`: seconds that it still serves when it is told to end. `timeout`: seconds that requests in flight then have."""
         super().__init__(config)
         self._app = app
         self._begun = begun
-        self._announcement: asyncio.Task[None] | None = None
+        self._delay = delay
+        self._timeout = timeout
+        self._background: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._announcement = asyncio.create_task(self._announce())
+            self._background = [
+                asyncio.create_task(self._announce()),
+                asyncio.create_task(sweep(self.server_state.connections)),
+            ]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Not ready any more, then closed to new requests, and at last to connections."""
+        admission: Admission = self._app.state.admission
+        admission.stopping = True
+        log.info("shutting down with %d requests in flight", admission.tickets)
+        await asyncio.sleep(self._delay)
+        admission.closed = True
+        until = time.monotonic() + self._timeout
+        while admission.tickets and time.monotonic() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_SECONDS)  # a second signal may end it too, which can set no event
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))  # for answers that are being sent
+        await super().shutdown(sockets)
+        for task in self._background:
+            task.cancel()
 
     async def _announce(self) -> None:
         complete = await self._app.state.preloading
@@ -204,7 +237,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: None, listener: socket.socket | None = None) -> None:
-    """Run the gateway in this process until SIGINT or SIGTERM.
+    """Run the gateway in this process until SIGINT or SIGTERM, and return when every request that had begun has its answer.
 
     `begun` is called once, when it listens, with whether all of its default models answer. `listener` is a bound socket in place
     of the settings' address.
@@ -216,18 +249,23 @@ def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: N
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=connection_class(settings.max_connections, _pace(settings)),
         log_config=None,
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.request_timeout),
     )
-    server = _Server(config, app, begun)
+    server = _Server(config, app, begun, delay=settings.shutdown_delay, timeout=settings.shutdown_timeout)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends itself again what has ended it
     with suppress(KeyboardInterrupt):
         server.run(None if listener is None else [listener])
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(settings.client_grace, settings.client_rate)
 
 
 async def _preload(catalog: Catalog, roles: Mapping[str, str]) -> bool:

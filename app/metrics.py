@@ -78,10 +78,22 @@ MODEL_INFO = Gauge(
     ("model", "version", "engine", "precision"),
     multiprocess_mode="livemax",
 )
+MODEL_FAULTS = Gauge(
+    "vitrine_model_faults",
+    "Versions of a model that cannot serve; /v1/models says why.",
+    ("model",),
+    multiprocess_mode="livemax",
+)
 TEXTS = Counter("vitrine_texts", "Texts whose vectors were asked for, by whether they were still kept.", ("kept",))
 TEXTS_EVICTED = Counter("vitrine_texts_evicted", "Texts whose vectors were given up for others.")
 BACKEND_UP = Gauge(
     "vitrine_backend_up", "1 when the inference backend can compute.", ("backend",), multiprocess_mode="livemostrecent"
+)
+CIRCUIT_OPEN = Gauge(
+    "vitrine_circuit_open",
+    "1 while a Triton server does not answer and is left alone.",
+    ("address",),
+    multiprocess_mode="livemax",
 )
 CHAT_SECONDS = Histogram(
     "vitrine_chat_seconds",

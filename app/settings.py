@@ -13,6 +13,8 @@ from app.logs import LogFormat
 
 log = logging.getLogger("vitrine.settings")
 
+TRITON_ADDRESS = r"(grpcs?://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}"
+
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -74,10 +76,10 @@ class Settings(BaseSettings):
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"
     triton_url: str = Field(
         "127.0.0.1:8001",
-        pattern=r"^(grpcs?://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$",
-        description="host:port of Triton's gRPC endpoint",
+        pattern=rf"^{TRITON_ADDRESS}(, *{TRITON_ADDRESS})*$",
+        description="host:port of Triton's gRPC endpoint; several, with commas between, share the load",
     )
-    triton_concurrency: Count = Field(64, description="calls to Triton in flight")
+    triton_concurrency: Count = Field(64, description="calls in flight to one Triton")
     triton_shared_memory: Literal["auto", "on", "off"] = Field(
         "auto", description="give Triton its inputs in shared memory; auto does for one at a loopback address"
     )
@@ -109,7 +111,20 @@ class Settings(BaseSettings):
     max_image_side: Count = Field(32_768, description="width or height of one image")
     max_image_scans: Count = Field(40, description="scans of a progressive JPEG")
     max_pixels_in_flight: Count = Field(128_000_000, description="decoded pixels in memory, all together (3 to 4 bytes each)")
-    request_timeout: Seconds = Field(30.0, description="seconds for one request, from its first byte to its answer")
+    request_timeout: Seconds = Field(
+        30.0, description="seconds for one request, from its headers to its answer; the header X-Request-Timeout asks for fewer"
+    )
+    max_connections: Count = Field(4096, description="connections of clients, idle ones included; more are answered 503")
+    client_grace: Seconds = Field(
+        10.0, description="seconds that a client has for its headers, and to begin with a body or with taking an answer"
+    )
+    client_rate: Count = Field(1024, description="bytes per second that it must send or take on average after that")
+    shutdown_delay: float = Field(
+        0.0, ge=0, le=3600, description="seconds after SIGTERM that it still serves, no longer ready, so that balancers notice"
+    )
+    shutdown_timeout: Seconds = Field(
+        30.0, description="seconds that requests in flight then have to finish, while new ones are answered 503"
+    )
 
     chat_upstream: str = Field(
         "", pattern=r"^(https?://\S+)?$", description="server that answers chat in place of this one, as in http://localhost:8080"

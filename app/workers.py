@@ -5,7 +5,6 @@ share one. The parent keeps the sockets open: what arrives for a worker that has
 """
 
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -34,7 +33,7 @@ GRACE_SECONDS = 5.0  # for ending, after the last request had its time
 MEMORY_FILES = Path("/dev/shm")  # noqa: S108 -- metrics are written with every request: memory, where there is a file system of it
 
 SHARED = (
-    *("max_requests", "max_queue", "max_body_bytes_in_flight", "max_pixels_in_flight"),
+    *("max_requests", "max_connections", "max_queue", "max_body_bytes_in_flight", "max_pixels_in_flight"),
     *("instances", "compute_threads", "triton_concurrency", "chat_streams", "chat_queue"),
 )
 ROOM_FOR_ONE = {"max_body_bytes_in_flight": "max_body_bytes", "max_pixels_in_flight": "max_image_pixels"}
@@ -69,9 +68,6 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     with metrics_directory() as directory:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # the workers inherit it before they import what reads it
         outcome = Supervisor(share(settings), listeners, ready).run()
-    if outcome == -signal.SIGTERM:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
     sys.exit(max(0, outcome))
 
 
@@ -191,7 +187,7 @@ class Supervisor:
             listener.close()
         for worker in self.workers:
             worker.process.terminate()
-        until = time.monotonic() + math.ceil(self.settings.request_timeout) + GRACE_SECONDS
+        until = time.monotonic() + self.settings.shutdown_delay + self.settings.shutdown_timeout + GRACE_SECONDS
         living = {worker.process.sentinel: worker.process for worker in self.workers}
         while living:
             happened = wait([self._signals, *living], timeout=max(0.0, until - time.monotonic()))

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from app import metrics
 from app.admission import Ticket
-from app.api.call import Call, server_timing
+from app.api.call import Call, asked_timeout, server_timing
 from app.api.departure import CLIENT_CLOSED_REQUEST
 from app.api.services import Services
 from app.errors import CapacityError, VitrineError
@@ -33,7 +33,7 @@ async def admitted(request: Request, services: Services, *, path: str, task: str
 
 async def _within_ticket(request: Request, services: Services, call: Call, answer: Answer, refuse: Refuse) -> Response:
     try:
-        with services.admission.admit(call.id) as ticket:
+        with services.admission.admit(call.id, asked_timeout(request.headers)) as ticket:
             call.admit(ticket)
             response = await answer(request, ticket)
     except VitrineError as error:

@@ -4,6 +4,7 @@ Three forms: the image itself, multipart/form-data (`image`, repeated for a batc
 whatever the Content-Type says: `curl --data-binary @photo.jpg` calls it a form.
 """
 
+import asyncio
 import base64
 import binascii
 import json
@@ -16,8 +17,15 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from app.admission import Admission, Ticket
-from app.errors import InputError, MalformedRequestError, TooLargeError, UnsupportedMediaError
+from app.admission import EXPIRED, Admission, Ticket
+from app.errors import (
+    DeadlineError,
+    InputError,
+    MalformedRequestError,
+    SlowUploadError,
+    TooLargeError,
+    UnsupportedMediaError,
+)
 
 MAX_FIELDS = 16  # parts of a form that are no images
 FORM = "multipart/form-data"
@@ -52,30 +60,45 @@ class Parsed:
 
 
 async def read_body(request: Request, ticket: Ticket, admission: Admission, limit: int) -> bytes:
-    """The whole body.
+    """The whole body. While it comes, the request leaves its place to others.
 
     Raises:
         TooLargeError: more than `limit` bytes, announced or sent.
+        SlowUploadError: it comes more slowly than the admission's pace.
         DeadlineError: the ticket's time ran out before everything had arrived.
-        CapacityError: the bodies in flight fill the memory set aside for them.
+        CapacityError: the bodies in flight fill the memory set aside for them, or all places were taken meanwhile.
         UnsupportedMediaError: the body is compressed.
         MalformedRequestError: the client left before it had sent everything.
     """
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise UnsupportedMediaError(f"Send the body without Content-Encoding ({encoding}); images are compressed already.")
-    announced = request.headers.get("content-length", "")
-    _check_size(int(announced) if announced.isdecimal() else 0, limit)
+    said = request.headers.get("content-length", "")
+    announced = int(said) if said.isdecimal() else 0
+    _check_size(announced, limit)
     chunks: list[bytes] = []
     size = 0
+    started = asyncio.get_running_loop().time()
+    left, pace = ticket.remaining, admission.pace
+    admission.leave_place(ticket)
     try:
-        async with ticket.within_deadline():
+        async with asyncio.timeout_at(started + min(left, pace.due(0))) as timeout:
             async for chunk in request.stream():
                 size += len(chunk)
                 _check_size(size, limit)
                 admission.take_bytes(ticket, len(chunk))
                 chunks.append(chunk)
+                if size != announced:
+                    timeout.reschedule(started + min(left, pace.due(size)))
     except ClientDisconnect as error:
         raise MalformedRequestError("The connection closed before the whole body had arrived.") from error
+    except TimeoutError as error:
+        if left <= pace.due(size):
+            raise DeadlineError(EXPIRED) from error
+        raise SlowUploadError(
+            f"{size} bytes of the body had come within {pace.due(size):.0f} s; after {pace.grace:g} s this server wants "
+            f"{pace.rate:g} bytes per second."
+        ) from error
+    admission.take_place(ticket)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

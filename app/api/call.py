@@ -1,12 +1,34 @@
-"""What is told of one request when it is over: its metrics and the times of its stages to the client."""
+"""One request from its ticket to its end: the time it asks for, and what is told of it to the metrics and to the client."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from app import metrics
 from app.admission import Ticket
+from app.errors import InvalidValueError
 from app.telemetry import Trace
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+
+
+def asked_timeout(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the client gives its request in the header `X-Request-Timeout`; None when it does not say.
+
+    Raises:
+        InvalidValueError: it says something else than a positive number.
+    """
+    said = headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return None
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidValueError(f"{TIMEOUT_HEADER} is a number of seconds above 0, as in 2.5.", field=TIMEOUT_HEADER)
+    return seconds
 
 
 @dataclass

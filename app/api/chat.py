@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app import metrics
 from app.admission import Ticket
 from app.api.body import ImageUrl, json_image, read_body, read_json
-from app.api.call import Call, server_timing
+from app.api.call import Call, asked_timeout, server_timing
 from app.api.chat_schemas import ChatCompletionResponse, ChatRequest, read_chat
 from app.api.departure import CLIENT_CLOSED_REQUEST, cancelled_by_departure
 from app.api.errors import log_failure
@@ -80,7 +80,7 @@ class ChatEndpoint:
     async def _admitted(self, request: Request, call: Call, exchange: Exchange, held: ExitStack) -> Response:
         """The answer or its error. A stream takes what is `held` with it."""
         try:
-            ticket = held.enter_context(self._services.admission.admit(call.id))
+            ticket = held.enter_context(self._services.admission.admit(call.id, asked_timeout(request.headers)))
             call.admit(ticket)
             question = await self._question(request, ticket, exchange)
             with cancelled_by_departure(request, ticket):

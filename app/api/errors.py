@@ -20,6 +20,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.ModelNotChosenError: 400,
     errors.ModelNotFoundError: 404,
     errors.NotAcceptableError: 406,
+    errors.SlowUploadError: 408,
     errors.TooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.UndecodableImageError: 422,
@@ -28,12 +29,15 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.CapacityError: 429,
     errors.InferenceError: 500,
     errors.UpstreamError: 502,
+    errors.ShuttingDownError: 503,
     errors.ModelUnavailableError: 503,
     errors.BackendUnavailableError: 503,
     errors.DeadlineError: 504,
 }
 
 REQUEST_ID_HEADER = "X-Request-ID"
+LAST_WORDS = (errors.SlowUploadError, errors.ShuttingDownError)
+"""After these the connection closes: its client is slow, or the next request on it would be refused as well."""
 
 
 def status_of(error: errors.VitrineError) -> int:
@@ -59,13 +63,15 @@ def problem_response(body: Mapping[str, Any], request_id: str, headers: Mapping[
 
 def error_response(error: errors.VitrineError, request_id: str) -> Response:
     log_failure(error, request_id)
-    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, errors.CapacityError) else None
+    headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
+    if isinstance(error, LAST_WORDS):
+        headers["Connection"] = "close"
     return problem_response(problem(error), request_id, headers)
 
 
 def log_failure(error: errors.VitrineError, request_id: str) -> None:
     """What is not the client's doing goes to the log, under the id that the client was told."""
-    if status_of(error) >= 500:
+    if status_of(error) >= 500 and not isinstance(error, errors.ShuttingDownError):
         log.error("request %s: %s: %s", request_id, error.code, error.detail)
 
 

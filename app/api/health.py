@@ -26,7 +26,8 @@ def health_router(services: Services) -> APIRouter:
     )
     async def readyz() -> Response:
         reasons = await _reasons_not_ready(services)
-        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons}
+        troubles = services.pipeline.backend.troubles()
+        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons, "troubles": troubles}
         return JSONResponse(body, 503 if reasons else 200)
 
     @router.get("/metrics", summary="Prometheus metrics", include_in_schema=False)
@@ -42,6 +43,8 @@ async def _reasons_not_ready(services: Services) -> list[str]:
     """A backend that is away, an empty repository, or a default model that is not loaded. Several models without a default are
     well: each loads when it is named."""
     reasons = [] if (fault := await services.pipeline.backend.fault()) is None else [fault]
+    if services.admission.stopping:
+        reasons.append("the server is shutting down")
     if not services.catalog.models:
         reasons.append(f"there is no model in {services.catalog.root}; export one with `python -m export`")
     for task, role in services.roles.items():

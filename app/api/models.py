@@ -48,7 +48,6 @@ def _row(model: Model, services: Services) -> dict[str, Any]:
     shown = current or next(iter(model.versions), None)
     manifest = None if shown is None else shown.manifest
     task = None if shown is None else _task(shown)
-    faults = [f"version {version.number}: {version.fault}" for version in model.versions if version.fault]
     return {
         "id": model.name,
         "created": 0 if manifest is None else int(manifest.created.timestamp()),
@@ -60,5 +59,5 @@ def _row(model: Model, services: Services) -> dict[str, Any]:
         "phrases": None if manifest is None or manifest.text is None else manifest.text.phrases,
         "default": task is not None and services.defaults.get(task) == model.name,
         "status": "failed" if current is None else current.status,
-        "problems": faults + model.problems,
+        "problems": model.faults,
     }

@@ -355,3 +355,4 @@ class ModelDetailResponse(ModelResponse):
 class HealthResponse(BaseModel):
     status: str
     reasons: list[str] = []
+    troubles: list[str] = []

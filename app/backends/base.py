@@ -35,6 +35,13 @@ class Backend(Protocol):
             InferenceError: the engine cannot be loaded.
         """
 
+    def check_room(self, entry: Entry) -> None:
+        """Called before anything is computed for a request, so that a full server costs nothing.
+
+        Raises:
+            CapacityError: the engine's queue is known to be full at this moment.
+        """
+
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         """Run `entry` on [n, ...] inputs and give its outputs, [n, ...] each; any n >= 1, split where the engine needs it.
 
@@ -52,6 +59,9 @@ class Backend(Protocol):
 
     async def fault(self) -> str | None:
         """Why no inference is possible at all right now; None when the backend is well."""
+
+    def troubles(self) -> list[str]:
+        """What is wrong at this moment and does not keep it from computing: one server of several that is away, say."""
 
     async def close(self) -> None:
         """Release everything. The backend is not used afterwards."""

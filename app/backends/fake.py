@@ -32,6 +32,9 @@ class FakeBackend:
         self._check_up()
         self.loaded.add((entry.name, entry.version))
 
+    def check_room(self, entry: Entry) -> None:
+        pass
+
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         self._check_up()
         ticket.check()
@@ -48,6 +51,9 @@ class FakeBackend:
 
     async def fault(self) -> str | None:
         return self.down
+
+    def troubles(self) -> list[str]:
+        return []
 
     async def close(self) -> None:
         self.loaded.clear()

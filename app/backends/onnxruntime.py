@@ -95,6 +95,11 @@ class OnnxRuntimeBackend:
         elif entry.manifest.role == HOST:
             self._speaking[key] = await asyncio.to_thread(self._open_chat, entry, options)
 
+    def check_room(self, entry: Entry) -> None:
+        loaded = self._loaded.get(_key(entry))
+        if loaded is not None:
+            loaded.batcher.check_room()
+
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         loaded = self._loaded.get(_key(entry))
         if loaded is None:
@@ -120,6 +125,9 @@ class OnnxRuntimeBackend:
 
     async def fault(self) -> str | None:
         return None
+
+    def troubles(self) -> list[str]:
+        return []
 
     async def close(self) -> None:
         for loaded in self._loaded.values():

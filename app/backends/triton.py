@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split, together
+from app.backends.breaker import Breaker
 from app.backends.shared_memory import UNKNOWN_REGION, Region, SharedMemory
 from app.backends.triton_generation import SPEAKER, is_last, read_event, request_tensors
 from app.errors import (
@@ -49,7 +50,9 @@ T = TypeVar("T")
 class TritonBackend:
     """One gRPC connection for everything; at most `concurrency` inferences in flight, `load_timeout` seconds for a model.
 
-    The server is addressed with the explicit version whose manifest was read, so that a newer one never answers in its place.
+    A server that does not answer is found out by the first calls that fail, and left alone until it answers again: calls are
+    refused at once. It is addressed with the explicit version whose manifest was read, so that a newer one never answers in its
+    place.
     """
 
     name = "triton"
@@ -66,6 +69,7 @@ class TritonBackend:
         """
         self.target, self.secure = parse_url(url)
         self.load_timeout = load_timeout
+        self.breaker = Breaker(self.target, self._is_live)
         self._slots = asyncio.Semaphore(concurrency)
         self._loading = asyncio.Lock()
         self._builds: set[str] = set()  # asked for once each: a version number may come again with another build
@@ -104,13 +108,21 @@ class TritonBackend:
         check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)
         check_tensors(entry, "outputs", told.outputs, entry.manifest.outputs)
 
+    def check_room(self, entry: Entry) -> None:
+        """What waits in Triton is not known here; its refusal is that of `infer`."""
+
     async def infer(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         ticket.check()
+        self._check_circuit()
         rows = check_inputs(entry, inputs)
         pieces = split(inputs, rows, entry.manifest.engine.max_batch)
-        if len(pieces) == 1:
-            return await self._infer_piece(entry, inputs, ticket)
-        return join(await together(self._infer_piece(entry, piece, ticket) for piece in pieces))
+        try:
+            if len(pieces) == 1:
+                return await self._infer_piece(entry, inputs, ticket)
+            return join(await together(self._infer_piece(entry, piece, ticket) for piece in pieces))
+        except (BackendUnavailableError, DeadlineError):
+            self.breaker.suspect()
+            raise
 
     async def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
         """The tokens of an answer as they come; `entry` is the model's decoder, loaded. Closing it cancels the work in Triton.
@@ -148,18 +160,31 @@ class TritonBackend:
         """Nothing is held here; the server keeps the model, which others may be using, until its version policy drops it."""
 
     async def fault(self) -> str | None:
-        try:
-            with translation("The liveness check"):
-                live = await self._client.is_server_live(client_timeout=LIVENESS_SECONDS)
-        except VitrineError:
-            live = False
-        return None if live else f"Triton does not answer at {self.target}"
+        if not self.breaker.open and await self._is_live():
+            return None
+        self.breaker.suspect()
+        return f"Triton does not answer at {self.target}"
+
+    def troubles(self) -> list[str]:
+        return [f"Triton does not answer at {self.target}"] if self.breaker.open else []
 
     async def close(self) -> None:
+        await self.breaker.close()
         if self._memory is not None:
             await self._memory.close()
         if self._client is not None:
             await self._client.close()
+
+    async def _is_live(self) -> bool:
+        try:
+            with translation("The liveness check"):
+                return bool(await self._client.is_server_live(client_timeout=LIVENESS_SECONDS))
+        except VitrineError:
+            return False
+
+    def _check_circuit(self) -> None:
+        if self.breaker.open:
+            raise BackendUnavailableError(f"Triton does not answer at {self.target}; retry later.")
 
     async def _infer_piece(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         """Answer at most `max_batch` rows.
@@ -239,6 +264,7 @@ class TritonBackend:
         try:
             if not ticket.live:
                 raise DeadlineError("The request's time ran out, or its client left, before the engine was free.")
+            self._check_circuit()
             yield
         finally:
             self._slots.release()

@@ -7,14 +7,14 @@ import time
 import pytest
 
 from app.admission import Admission, PixelBudget, Ticket
-from app.errors import CapacityError, DeadlineError, TooLargeError
+from app.errors import CapacityError, DeadlineError, ShuttingDownError, TooLargeError
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def admission() -> Admission:
-    return Admission(max_requests=2, max_bytes=100, default_timeout=30.0)
+    return Admission(max_requests=2, max_bytes=100, longest=30.0)
 
 
 # Ticket
@@ -81,9 +81,33 @@ def test_the_ticket_carries_id_and_deadline(admission: Admission) -> None:
     with admission.admit("mine", timeout=5) as ticket:
         assert ticket.id == "mine"
         assert 4 < ticket.remaining <= 5
+    for timeout in (None, 60):
+        with admission.admit(timeout=timeout) as ticket:
+            assert len(ticket.id) == 32
+            assert 29 < ticket.remaining <= 30
+
+
+def test_a_request_that_waits_for_its_client_holds_no_place(admission: Admission) -> None:
+    with admission.admit() as slow, admission.admit() as other:
+        admission.leave_place(slow)
+        admission.leave_place(slow)
+        assert (admission.requests, admission.tickets) == (1, 2)
+        with admission.admit(), pytest.raises(CapacityError):
+            admission.take_place(slow)
+        admission.take_place(slow)
+        assert admission.requests == 2
+        admission.leave_place(other)
+    assert (admission.requests, admission.tickets) == (0, 0)
+
+
+def test_a_closed_server_takes_nothing_and_finishes_what_it_has(admission: Admission) -> None:
     with admission.admit() as ticket:
-        assert len(ticket.id) == 32
-        assert 29 < ticket.remaining <= 30
+        admission.closed = True
+        with pytest.raises(ShuttingDownError), admission.admit():
+            pass
+        admission.leave_place(ticket)
+        admission.take_place(ticket)
+    assert admission.tickets == 0
 
 
 def test_body_bytes_have_a_ceiling_over_all_requests(admission: Admission) -> None:

@@ -78,6 +78,18 @@ async def test_a_new_version_takes_over_and_a_vanished_one_is_let_go(tmp_path: P
     assert await acquire(catalog) == "colours@1"
 
 
+async def test_a_new_version_of_what_serves_loads_before_anyone_asks(tmp_path: Path) -> None:
+    make_repository(tmp_path, "colours", "idle")
+    catalog = await open_catalog(tmp_path)
+    await acquire(catalog, "colours")
+    for name in ("colours", "idle"):
+        add_entry(tmp_path, name, version=2)
+    await catalog.refresh()
+    catalog.advance()
+    await asyncio.wait_for(until_loaded(catalog, "colours", 2), 30)
+    assert [version.status for version in catalog.models["idle"].versions] == ["available", "available"]
+
+
 def newer_schema(version: Path) -> None:
     edit_manifest(version, lambda document: document.update(schema_version=99))
 

@@ -33,7 +33,9 @@ NAMES = {
     "vitrine_model_info": {"model", "version", "engine", "precision"},
     "vitrine_texts_total": {"kept"},
     "vitrine_texts_evicted_total": set(),
+    "vitrine_model_faults": {"model"},
     "vitrine_backend_up": {"backend"},
+    "vitrine_circuit_open": {"address"},
 }
 
 
@@ -56,7 +58,9 @@ def test_names_and_labels_are_those_that_dashboards_ask_for() -> None:
     for engine in (metrics.BATCH_SIZE, metrics.QUEUE_DEPTH):
         engine.labels("some@1")
     metrics.MODEL_INFO.labels("some", "1", "fake", "fp32").set(0)
+    metrics.MODEL_FAULTS.labels("some").set(0)
     metrics.BACKEND_UP.labels("some").set(0)
+    metrics.CIRCUIT_OPEN.labels("some").set(0)
     found: dict[str, set[str]] = {}
     for name, labels in samples():
         base = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")

@@ -31,18 +31,23 @@ def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
             time.sleep(0.02)
 
 
+def serve(folder: Path, **settings: object) -> "tuple[subprocess.Popen[str], str]":
+    """A gateway on `folder/repository`, ready; whoever calls ends it."""
+    port = free_port()
+    variables = environment(repository=folder / "repository", default_classify="colours", port=port, **settings)
+    command = [str(VITRINE), "serve"]
+    process = subprocess.Popen(command, env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until_ready(f"http://127.0.0.1:{port}", process)
+    return process, f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    repository = tmp_path / "repository"
-    add_entry(repository)
-    add_entry(repository, "slow", delay=1200)
-    port = free_port()
-    variables = environment(repository=repository, default_classify="colours", port=port)
-    command = [str(VITRINE), "serve"]
-    process = subprocess.Popen(command, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    add_entry(tmp_path / "repository")
+    add_entry(tmp_path / "repository", "slow", delay=1200)
+    process, url = serve(tmp_path)
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}", process
+        yield url, process
     finally:
         process.kill()
         process.communicate()
@@ -108,10 +113,38 @@ def test_a_signal_ends_it_cleanly_with_requests_in_flight(gateway, stop: signal.
         while "vitrine_requests_in_flight 4.0" not in client.get("/metrics").text:
             assert not all(answer.done() for answer in answers), "the model is too quick for this test"
         process.send_signal(stop)
+        while client.get("/readyz").status_code == 200:
+            assert not all(answer.done() for answer in answers)
+        assert "the server is shutting down" in client.get("/readyz").json()["reasons"]
+        assert client.get("/livez").status_code == 200
+        late = [client.post("/v1/classify", content=RED), httpx2.post(f"{url}/v1/classify", content=RED)]
+        assert [(answer.status_code, answer.json()["code"]) for answer in late] == [(503, "shutting_down")] * 2
+        assert {(answer.headers["Retry-After"], answer.headers["Connection"]) for answer in late} == {("1", "close")}
         assert [answer.result().status_code for answer in answers] == [200] * 4
     output, _ = process.communicate(timeout=20)
     assert "Traceback" not in output
-    assert process.returncode in (0, -stop)
+    assert process.returncode == 0
+
+
+def test_requests_that_take_too_long_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    """And before that it serves a while, no longer ready, for balancers to notice."""
+    add_entry(tmp_path / "repository")
+    process, url = serve(tmp_path, shutdown_delay=1, shutdown_timeout=0.5, client_grace=60)
+    try:
+        host, port = url.removeprefix("http://").split(":")
+        with httpx2.Client(base_url=url) as client, socket.create_connection((host, int(port)), timeout=20) as stalled:
+            stalled.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            while "vitrine_requests_in_flight 1.0" not in client.get("/metrics").text:
+                pass
+            process.terminate()
+            while client.get("/readyz").status_code == 200:
+                pass
+            assert client.post("/v1/classify", content=RED).status_code == 200
+            process.communicate(timeout=10)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_body_that_never_comes_gives_its_place_back(tmp_path: Path) -> None:
