@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +24,7 @@ from app.errors import (
     ModelUnavailableError,
 )
 from app.manifest import Entry, Manifest, ManifestError, check_hashes, read_entry
+from app.withdrawn import Withdrawn
 
 log = logging.getLogger("vitrine.catalog")
 
@@ -90,19 +91,32 @@ class Model:
 class Catalog:
     """Reads the repository, loads engines on first use, finds the model for a request. Lives on one event loop."""
 
-    def __init__(self, root: Path, backend: Backend, smoke: Smoke, defaults: Mapping[str, str], *, grace: float = 0.0) -> None:
-        """`grace`: seconds that a vanished version stays loaded for the requests that still hold it."""
+    def __init__(
+        self,
+        root: Path,
+        backend: Backend,
+        smoke: Smoke,
+        defaults: Mapping[str, str],
+        *,
+        grace: float = 0.0,
+        withdrawn: Withdrawn | None = None,
+    ) -> None:
+        """`grace`: seconds that a vanished or withdrawn version stays loaded for the requests that still hold it."""
         self.root = root
+        self.withdrawn = withdrawn or Withdrawn()
         self.backend = backend
         self.models: dict[str, Model] = {}
         self._smoke = smoke
         self._defaults = defaults
         self._grace = grace
         self._signature: Signature = frozenset()
+        self._leaving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def refresh(self) -> None:
         """Look at the repository again. Unchanged sound versions keep their state, vanished ones are unloaded."""
+        self.withdrawn.refresh()
+        self._let_go()
         signature = await asyncio.to_thread(_signature, self.root)
         if signature == self._signature:
             return
@@ -146,8 +160,42 @@ class Catalog:
         """Begin to load the newest sound version of every model of which an older one serves; it takes over once it is there."""
         for model in self.models.values():
             newest = model.current
-            if newest is not None and not newest.loaded and any(version.loaded for version in model.versions):
+            serves = model.name not in self.withdrawn.names and any(version.loaded for version in model.versions)
+            if newest is not None and not newest.loaded and serves:
                 self._load_in_background(model, newest)
+
+    def withdraw(self, name: str) -> Model:
+        """Have a model answer no more, and forget its engines once the requests that hold them have had their time.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+        """
+        model = self._named(name)
+        self.withdrawn.add(model.name)
+        self._let_go()
+        return model
+
+    async def restore(self, name: str) -> Model:
+        """Load the newest sound version of a model, and let the model answer again if it was withdrawn.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            ModelUnavailableError: no version of it can serve.
+            BackendUnavailableError: the inference server does not answer.
+        """
+        model = self._named(name)
+        self.withdrawn.remove(model.name)
+        while (newest := model.current) is not None and not newest.loaded:
+            await asyncio.shield(self._load_in_background(model, newest))
+        if newest is None:
+            raise _unavailable(model)
+        return model
+
+    def status(self, model: Model) -> str:
+        """`ready`, `available` (loads on first use), `failed`, or `unloaded` by an administrator."""
+        if model.name in self.withdrawn.names:
+            return "unloaded"
+        return "failed" if model.current is None else model.current.status
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -185,6 +233,8 @@ class Catalog:
             BackendUnavailableError: the inference server does not answer.
         """
         model, number = self.choose(name, task, role)
+        if model.name in self.withdrawn.names:
+            raise ModelUnavailableError(f"{model.name} was unloaded by an administrator of this server.")
         versions = [version for version in model.versions if number in (None, version.number) and role in version.roles]
         away: BackendUnavailableError | None = None
         for index, version in enumerate(versions):
@@ -200,7 +250,7 @@ class Catalog:
                 return version
         if away is not None:
             raise away
-        raise ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(model.faults)}.")
+        raise _unavailable(model)
 
     def _default(self, task: str, candidates: list[str]) -> str:
         """The model when none is named. A default that is there but broken is not replaced by another, and a model with random
@@ -254,6 +304,27 @@ class Catalog:
             version.hashed = True
         return version.fault is None
 
+    def _named(self, name: str) -> Model:
+        if name not in self.models:
+            raise ModelNotFoundError(f"There is no model {name!r}; see /v1/models.", field="name")
+        return self.models[name]
+
+    def _let_go(self) -> None:
+        """Begin to unload what is withdrawn, here or by another process, and still loaded."""
+        for name in self.withdrawn.names - self._leaving:
+            loaded = [version for version in self.models[name].versions if version.loaded] if name in self.models else []
+            if loaded:
+                self._leaving.add(name)
+                self._spawn(self._unload_withdrawn(name, loaded))
+
+    async def _unload_withdrawn(self, name: str, versions: Sequence[ModelVersion]) -> None:
+        """Nothing is unloaded when it was restored meanwhile."""
+        await asyncio.sleep(self._grace)
+        self._leaving.discard(name)
+        for version in versions:
+            if name in self.withdrawn.names:
+                await self._unload(version)
+
     async def _retire(self, version: ModelVersion) -> None:
         if version.loading is not None:
             await asyncio.wait([version.loading])
@@ -278,6 +349,10 @@ class Catalog:
 
 def _info(entry: Entry, backend: str) -> Gauge:
     return metrics.MODEL_INFO.labels(entry.manifest.model, str(entry.version), backend, entry.manifest.precision)
+
+
+def _unavailable(model: Model) -> ModelUnavailableError:
+    return ModelUnavailableError(f"{model.name} cannot serve: {'; '.join(model.faults)}.")
 
 
 def _fail(model: Model, version: ModelVersion, reason: str) -> None:

@@ -151,4 +151,7 @@ async def sweep(connections: Iterable[Any]) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
         now = asyncio.get_running_loop().time()
         for connection in tuple(connections):
-            connection.sweep(now)
+            try:
+                connection.sweep(now)
+            except Exception:
+                log.exception("a connection could not be looked at")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -53,6 +54,7 @@ from app.tasks import TASKS
 from app.telemetry import Tracing
 from app.text_vectors import TextVectors
 from app.upstream import Upstream
+from app.withdrawn import Withdrawn
 
 log = logging.getLogger("vitrine")
 
@@ -61,9 +63,9 @@ STARTUP_FAILURE = 3  # uvicorn's own exit code
 DRAIN_SECONDS = 0.02  # between two looks whether all requests have finished
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its `state.admission` can close it; once it has started, `state.preloading` is the task that loads the
-    default models."""
+def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
+    """The ASGI application. Its `state.services` are what it works with; once it has started, `state.preloading` is the task that
+    loads the default models. `shared` is a directory for what all processes of this gateway know together."""
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
     roles = {task.name: task.role for task in TASKS.values()}
@@ -79,7 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
         **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
     }
     smoke = _no_smoke if settings.backend == "fake" else check_golden
-    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout)
+    withdrawn = Withdrawn(shared)
+    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout, withdrawn=withdrawn)
     limits = DecodeLimits(
         max_bytes=settings.max_body_bytes,
         max_pixels=settings.max_image_pixels,
@@ -137,7 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
         static_url="/docs/assets",
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # it would ask per request
     )
-    app.state.admission = services.admission
+    app.state.services = services
     errors.install(app)
     endpoints = task_endpoints(services)
     app.add_middleware(DirectPosts, endpoints=endpoints)
@@ -216,7 +219,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Not ready any more, then closed to new requests, and at last to connections."""
-        admission: Admission = self._app.state.admission
+        admission: Admission = self._app.state.services.admission
         admission.stopping = True
         log.info("shutting down with %d requests in flight", admission.tickets)
         await asyncio.sleep(self._delay)
@@ -236,15 +239,20 @@ class _Server(uvicorn.Server):
         self._begun(complete)
 
 
-def serve(settings: Settings, begun: Callable[[bool], None] = lambda complete: None, listener: socket.socket | None = None) -> None:
+def serve(
+    settings: Settings,
+    begun: Callable[[bool], None] = lambda complete: None,
+    listener: socket.socket | None = None,
+    shared: Path | None = None,
+) -> None:
     """Run the gateway in this process until SIGINT or SIGTERM, and return when every request that had begun has its answer.
 
     `begun` is called once, when it listens, with whether all of its default models answer. `listener` is a bound socket in place
-    of the settings' address.
+    of the settings' address. `shared` is as for `create_app`.
     """
     logs.configure(settings.log_level, settings.log_format)
     keep_freed_memory()
-    app = create_app(settings)
+    app = create_app(settings, shared)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -65,9 +65,9 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     except OSError as error:
         log.error("%s", error)
         sys.exit(1)
-    with metrics_directory() as directory:
+    with metrics_directory() as directory, TemporaryDirectory(prefix="vitrine-shared-") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # the workers inherit it before they import what reads it
-        outcome = Supervisor(share(settings), listeners, ready).run()
+        outcome = Supervisor(share(settings), listeners, ready, Path(shared)).run()
     sys.exit(max(0, outcome))
 
 
@@ -115,10 +115,11 @@ class Worker:
 class Supervisor:
     """Starts a worker for every listener, replaces those that die, and ends them all on a signal."""
 
-    def __init__(self, settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
-        """`settings` are those of one worker."""
+    def __init__(self, settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None], shared: Path) -> None:
+        """`settings` are those of one worker, `shared` is a directory for what all of them know together."""
         self.settings = settings
         self.listeners = listeners
+        self.shared = shared
         self.workers: list[Worker] = []
         self._ready = ready
         self._announced = False
@@ -142,7 +143,7 @@ class Supervisor:
 
     def _start(self, listener: socket.socket) -> Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=work, args=(self.settings, listener, theirs))
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(self.settings, listener, theirs, self.shared))
         process.start()
         theirs.close()
         log.info("worker %s started", process.pid)
@@ -201,13 +202,13 @@ class Supervisor:
             worker.process.join()
 
 
-def work(settings: Settings, listener: socket.socket, parent: Connection) -> None:
+def work(settings: Settings, listener: socket.socket, parent: Connection, shared: Path) -> None:
     """The whole life of one worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everyone; the parent says when to end
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     from app.main import serve as serve_alone  # noqa: PLC0415 -- the parent has no use for onnxruntime
 
-    serve_alone(settings, begun=parent.send, listener=listener)
+    serve_alone(settings, begun=parent.send, listener=listener, shared=shared)
 
 
 def _end_with(parent: Connection) -> None:

@@ -55,6 +55,6 @@ async def _reasons_not_ready(services: Services) -> list[str]:
         except ModelUnavailableError as error:
             reasons.append(error.detail)
             continue
-        if not any(version.loaded for version in model.versions):
+        if services.catalog.status(model) != "unloaded" and not any(version.loaded for version in model.versions):
             reasons.append(f"{model.name} is not loaded yet" if model.current else f"{model.name} cannot serve; see /v1/models")
     return reasons

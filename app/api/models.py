@@ -18,7 +18,7 @@ def model_router(services: Services) -> APIRouter:
     async def models() -> schemas.ModelsResponse:
         await services.catalog.refresh()
         rows = sorted(services.catalog.models.values(), key=lambda model: model.name)
-        return schemas.ModelsResponse(data=[schemas.ModelResponse(**_row(model, services)) for model in rows])
+        return schemas.ModelsResponse(data=[schemas.ModelResponse(**describe(model, services)) for model in rows])
 
     @router.get("/{name}", summary="One model with its manifest", responses={404: {"model": schemas.ProblemResponse}})
     async def model(name: str) -> schemas.ModelDetailResponse:
@@ -32,7 +32,7 @@ def model_router(services: Services) -> APIRouter:
         if at and shown is None:
             raise ModelNotFoundError(f"{base} has no version {number!r}; see /v1/models.", field="name")
         manifest = None if shown is None else shown.manifest.model_dump(mode="json")
-        return schemas.ModelDetailResponse(**_row(found, services), manifest=manifest)
+        return schemas.ModelDetailResponse(**describe(found, services), manifest=manifest)
 
     return router
 
@@ -43,7 +43,8 @@ def _task(version: ModelVersion) -> str:
     return next((task.name for task in TASKS.values() if task.role in version.roles), version.manifest.roles[0])
 
 
-def _row(model: Model, services: Services) -> dict[str, Any]:
+def describe(model: Model, services: Services) -> dict[str, Any]:
+    """The members of `schemas.ModelResponse`."""
     current = model.current
     shown = current or next(iter(model.versions), None)
     manifest = None if shown is None else shown.manifest
@@ -58,6 +59,6 @@ def _row(model: Model, services: Services) -> dict[str, Any]:
         "precision": None if manifest is None else manifest.precision,
         "phrases": None if manifest is None or manifest.text is None else manifest.text.phrases,
         "default": task is not None and services.defaults.get(task) == model.name,
-        "status": "failed" if current is None else current.status,
+        "status": services.catalog.status(model),
         "problems": model.faults,
     }

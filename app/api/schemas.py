@@ -339,7 +339,9 @@ class ModelResponse(BaseModel):
     precision: str | None
     phrases: int | None = Field(None, description="how many different phrases a detector without classes of its own takes at once")
     default: bool
-    status: Literal["ready", "available", "failed"] = Field(description="available: loads on first use")
+    status: Literal["ready", "available", "failed", "unloaded"] = Field(
+        description="available: loads on first use; unloaded: by an administrator"
+    )
     problems: list[str]
 
 
