@@ -36,7 +36,10 @@ FAST, SLOW = "colours", "slow"
 ROUNDS, FAST_PER_ROUND = 6, 25
 PLACES = 4  # requests that the embedded gateway takes at a time
 SCRAPES = 3.0  # seconds, as many as scrapes
-QUIET = {"VitrineDown", "VitrineBackendDown", "VitrineNoModel", "VitrineModelGone", "TritonDown", "TritonFailing"}
+QUIET = {
+    *("VitrineDown", "VitrineBackendDown", "VitrineTritonAway", "VitrineNoModel", "VitrineModelGone", "VitrineModelBroken"),
+    *("TritonDown", "TritonFailing"),
+}
 
 SELECTOR = re.compile(r"\b(?:up\b|(?:vitrine|nv|process)_\w+|\w+:\w+:\w+)(?:\{[^}]*\})?")
 
