@@ -15,7 +15,7 @@ HEADERS = {
     "X-PSNR": "dB per image, where it was computed and the answer is no JSON; inf when not a value differs",
     "X-SSIM": "per image, as X-PSNR",
 }
-ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
+ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def describe_request(route: TaskRoute) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.triton
 
 COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 IMAGES = {label: encode(Image.new("RGB", (40, 30), colour), "PNG") for label, colour in COLOURS.items()}
+LINGER = 1_000_000  # microseconds that a call waits in Triton for others to share its batch
 TIME = 1.0  # of a request, in seconds
 LATE = 1.0  # what this machine may add to it
 RECOVERY = 2.0
@@ -32,6 +34,7 @@ RECOVERY = 2.0
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     repository = tmp_path_factory.mktemp("faults") / "repository"
     add_entry(repository)
+    add_entry(repository, "patient", linger=LINGER)
     with triton.serve(repository) as server:
         yield server
 
@@ -113,6 +116,29 @@ def _control(server: LocalTriton, what: str) -> None:
     client: Any = InferenceServerClient(server.url, channel_args=[("grpc.enable_http_proxy", 0)])
     getattr(client, what)(NAME)
     client.close()
+
+
+def test_what_a_client_leaves_is_taken_out_of_tritons_queue(server: LocalTriton, url: str) -> None:
+    """Its call is cancelled: Triton had it, and never computes it."""
+    image, path = IMAGES["red"], "/v1/classify?model=patient"
+    assert httpx2.post(url + path, content=image, timeout=30).status_code == 200
+    before = computed(server, "patient")
+    host, port = url.removeprefix("http://").split(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as leaving:
+            leaving.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image)
+            time.sleep(0.15)
+    assert httpx2.post(url + path, content=image, timeout=30).status_code == 200
+    time.sleep(0.3)  # it counts after it has answered
+    assert computed(server, "patient") == before + 1
+
+
+def computed(server: LocalTriton, model: str) -> int:
+    """Images that the model has been run on, by Triton's own count."""
+    client: Any = InferenceServerClient(server.url, channel_args=[("grpc.enable_http_proxy", 0)])
+    statistics = client.get_inference_statistics(model, "1").model_stats[0]
+    client.close()
+    return int(statistics.inference_count)
 
 
 @pytest.mark.parametrize(("begin", "end"), [(kill, restart), (hang, go_on), (unload, load)], ids=["killed", "hung", "unloaded"])
