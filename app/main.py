@@ -61,6 +61,7 @@ log = logging.getLogger("vitrine")
 PRELOAD_RETRY = 0.5
 STARTUP_FAILURE = 3  # uvicorn's own exit code
 DRAIN_SECONDS = 0.02  # between two looks whether all requests have finished
+LAST_CALL_SECONDS = 0.2  # for what has connected before the port closed to send its request, and be refused in words
 
 
 def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
@@ -227,6 +228,9 @@ class _Server(uvicorn.Server):
         until = time.monotonic() + self._timeout
         while admission.tickets and time.monotonic() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_SECONDS)  # a second signal may end it too, which can set no event
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_CALL_SECONDS)
         self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))  # for answers that are being sent
         await super().shutdown(sockets)
         for task in self._background:
