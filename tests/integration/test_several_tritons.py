@@ -131,6 +131,27 @@ async def test_a_hung_server_costs_a_deadline_and_then_nothing(servers: tuple[Lo
         await backend.close()
 
 
+async def test_a_server_without_the_model_is_passed_over_and_mended(servers: tuple[LocalTriton, LocalTriton]) -> None:
+    entry = read_entry(servers[0].repository / NAME / "1")
+    backend = SeveralTritons([TritonBackend(server.url) for server in servers])
+    await backend.start()
+    try:
+        await backend.load(entry)
+        await backend.servers[1]._client.unload_model(NAME)
+        while await backend.servers[1]._client.is_model_ready(NAME, "1"):
+            await asyncio.sleep(0.01)
+        end = time.monotonic() + 10
+        while not await backend.servers[1]._client.is_model_ready(NAME, "1"):
+            await infer(backend, entry)
+            assert time.monotonic() < end
+        assert backend.troubles() == []
+        before = await answered(backend.servers[1], entry)
+        await asyncio.gather(*(infer(backend, entry) for _ in range(10)))
+        assert await answered(backend.servers[1], entry) > before
+    finally:
+        await backend.close()
+
+
 async def test_the_gateway_says_who_is_away(servers: tuple[LocalTriton, LocalTriton]) -> None:
     addresses = ",".join(server.url for server in servers)
     with gateway(servers[0].repository, backend="triton", triton_url=addresses, default_classify=NAME) as url:
