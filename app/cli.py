@@ -1,4 +1,4 @@
-"""The command line: `vitrine serve | models | classify | embed | detect | ground | tokenize | detokenize | triton`.
+"""The command line: `vitrine serve | key | models | classify | embed | detect | ground | tokenize | detokenize | triton`.
 
 What a command needs is imported only when that command runs.
 """
@@ -77,6 +77,28 @@ def serve(
         from app.main import serve as serve_with_one  # noqa: PLC0415
 
         serve_with_one(settings, begun=lambda complete: typer.echo(welcome(settings)) if complete else None)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; metrics and messages name it so.")],
+    *,
+    kind: Annotated[str, typer.Option(help="client, monitor (reads /metrics alone) or admin (may everything).")] = "client",
+    rate: Annotated[str, typer.Option(help="The requests it may send, as in 100/minute.", show_default="any number")] = "",
+) -> None:
+    """Make an API key. It is printed once, before the line that a gateway needs to know it by."""
+    from app.keys import KINDS, make_key  # noqa: PLC0415
+
+    if (chosen := KINDS.get(kind)) is None:
+        _fail(f"A key is one of {', '.join(KINDS)}.", code=2)
+    try:
+        secret, known = make_key(name, chosen, rate)
+    except ValueError:
+        _fail("A name has letters, digits and ._- and a rate looks like 100/minute.", code=2)
+    typer.echo("For whoever asks, this once:", err=True)
+    typer.echo(secret)
+    typer.echo("For the gateway, in VITRINE_API_KEYS or a line of VITRINE_API_KEYS_FILE:", err=True)
+    typer.echo(str(known))
 
 
 @app.command()

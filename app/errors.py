@@ -14,6 +14,10 @@
     │   ├── ModelNotFoundError        no such model or version
     │   ├── ModelNotChosenError       several models could answer and none was named
     │   └── ModelUnavailableError     known, but it cannot serve (fault in the repository, still loading)
+    ├── AccessError               who asks may not
+    │   ├── UnauthenticatedError      no API key, or one that is not known
+    │   ├── ForbiddenError            an API key of another kind
+    │   └── RateLimitedError          the API key's rate is used up; try again after `retry_after` seconds
     ├── CapacityError             full now; try again after `retry_after` seconds
     ├── ShuttingDownError         this process ends; another one answers, or this one's successor soon
     ├── DeadlineError             the request's time ran out
@@ -108,6 +112,36 @@ class ModelNotChosenError(ModelError):
 class ModelUnavailableError(ModelError):
     code = "model_unavailable"
     title = "Model unavailable"
+
+
+class AccessError(VitrineError):
+    code = "no_access"
+    title = "No access"
+
+
+class UnauthenticatedError(AccessError):
+    """`presented` says whether there was a key at all."""
+
+    code = "unauthenticated"
+    title = "Unauthenticated"
+
+    def __init__(self, detail: str, *, presented: bool = False) -> None:
+        super().__init__(detail)
+        self.presented = presented
+
+
+class ForbiddenError(AccessError):
+    code = "forbidden"
+    title = "Forbidden"
+
+
+class RateLimitedError(AccessError):
+    code = "rate_limited"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class CapacityError(VitrineError):

@@ -29,6 +29,7 @@ from app.api.embeddings import embeddings_router
 from app.api.exchange import Answerer
 from app.api.fetch import FetchPolicy
 from app.api.health import health_router
+from app.api.keys import Access, RequireKey
 from app.api.middleware import DirectPosts, RequestIds
 from app.api.models import model_router
 from app.api.services import Services
@@ -94,12 +95,14 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     chat_models = ChatModels(pipeline, max_pixels=settings.chat_max_pixels)
     upstream = make_upstream(settings)
+    access = Access(settings.api_keys, settings.api_keys_file, settings.workers)
     services = Services(
         admission=Admission(settings.max_requests, settings.max_body_bytes_in_flight, settings.request_timeout, _pace(settings)),
         pipeline=pipeline,
         texts=TextVectors(pipeline, settings.text_cache, settings.max_texts),
         catalog=catalog,
         fetching=FetchPolicy(settings.allow_urls, settings.url_hosts, settings.url_timeout, settings.max_body_bytes),
+        access=access,
         defaults=defaults,
         roles=roles,
         grounding=ChatGrounding(chat_models, pipeline, catalog, settings.default_ground),
@@ -118,6 +121,8 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
         background = [app.state.preloading]
         if settings.repository_poll:
             background.append(asyncio.create_task(catalog.watch(settings.repository_poll)))
+        if settings.api_keys_file is not None:
+            background.append(asyncio.create_task(access.watch()))
         try:
             yield
         finally:
@@ -145,6 +150,8 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     errors.install(app)
     endpoints = task_endpoints(services)
     app.add_middleware(DirectPosts, endpoints=endpoints)
+    if access.required:
+        app.add_middleware(RequireKey, access=access)
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)

@@ -67,6 +67,7 @@ BATCH_SIZE = Histogram("vitrine_batch_size", "Rows of one inference.", ("engine"
 QUEUE_DEPTH = Gauge("vitrine_queue_depth", "Calls that wait for an engine.", ("engine",), multiprocess_mode="livesum")
 IN_FLIGHT = Gauge("vitrine_requests_in_flight", "Requests that hold a ticket.", multiprocess_mode="livesum")
 REJECTED = Counter("vitrine_rejected", "Requests refused because something is full, by what is.", ("reason",))
+KEY_REQUESTS = Counter("vitrine_key_requests", "Answers where API keys are set, by the key's name.", ("key", "code"))
 IMAGES = Counter("vitrine_images", "Images answered.", ("task", "model"))
 IMAGE_BYTES = Histogram("vitrine_image_bytes", "Encoded size of an image that decoded.", buckets=BYTE_BUCKETS)
 IMAGE_PIXELS = Histogram("vitrine_image_pixels", "Width x height of an image that decoded.", buckets=PIXEL_BUCKETS)
@@ -165,6 +166,11 @@ def count_refusal(error: errors.CapacityError) -> None:
     REJECTED.labels(error.reason).inc()
 
 
+def count_key(name: str, status: int) -> None:
+    """One answer to a request with the key of that name; "" when it had none that is known."""
+    _key(name, status).inc()
+
+
 def count_undecodable(error: errors.InputError, image_format: str) -> None:
     """`image_format` is one of FORMATS. Images that only break a limit are no failures of decoding."""
     if isinstance(error, (errors.UndecodableImageError, errors.UnsupportedMediaError)):
@@ -217,3 +223,8 @@ def _stages(task: str, model: str) -> dict[str, Histogram]:
 @cache
 def _images(task: str, model: str) -> Counter:
     return IMAGES.labels(task, model)
+
+
+@cache
+def _key(name: str, status: int) -> Counter:
+    return KEY_REQUESTS.labels(name, str(status))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.keys import ApiKey, parse_keys, read_keys
 from app.logs import LogFormat
 
 log = logging.getLogger("vitrine.settings")
@@ -48,7 +49,9 @@ class ModelSettings(BaseModel):
 class Settings(BaseSettings):
     """Read from the environment and from `.env`; command-line options of `vitrine serve` win."""
 
-    model_config = SettingsConfigDict(env_prefix="VITRINE_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="VITRINE_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     host: str = Field("127.0.0.1", description="address to bind; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535)
@@ -142,6 +145,11 @@ class Settings(BaseSettings):
     chat_timeout: Seconds = Field(300.0, description="seconds for one chat answer, from its read question to its last token")
     chat_max_tokens: Count = Field(4096, description="tokens of one answer that may be asked for")
 
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (), description="comma list of API keys, as `vitrine key` prints their lines; without any, everyone may ask"
+    )
+    api_keys_file: Path | None = Field(None, description="a file of such lines, read again when it changes")
+
     allow_urls: bool = Field(False, description='let {"image": {"url": ...}} fetch http and https addresses')
     url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
     url_timeout: Seconds = 10.0
@@ -160,6 +168,18 @@ class Settings(BaseSettings):
             return ""
         if problem is not None:
             raise ValueError(problem)
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, value: object) -> object:
+        return parse_keys(value) if isinstance(value, str) else value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _can_be_read(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_keys(value)
         return value
 
     @field_validator("url_hosts", "chat_upstream_models", mode="before")

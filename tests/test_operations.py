@@ -38,7 +38,7 @@ def values(field: FieldInfo) -> str:
         "true, false"
         if field.annotation is bool
         else ""
-        if field.annotation in (str, Path)
+        if field.annotation in (str, Path, Path | None)
         else getattr(field.annotation, "__name__", "")
     )
     kind = {"int": "whole number", "float": "number", "tuple": "comma list", "dict": "JSON"}.get(kind, kind)

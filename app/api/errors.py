@@ -18,6 +18,8 @@ log = logging.getLogger("vitrine.api")
 STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.MalformedRequestError: 400,
     errors.ModelNotChosenError: 400,
+    errors.UnauthenticatedError: 401,
+    errors.ForbiddenError: 403,
     errors.ModelNotFoundError: 404,
     errors.NotAcceptableError: 406,
     errors.SlowUploadError: 408,
@@ -27,6 +29,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
     errors.MalformedTokensError: 422,
     errors.InvalidValueError: 422,
     errors.CapacityError: 429,
+    errors.RateLimitedError: 429,
     errors.InferenceError: 500,
     errors.UpstreamError: 502,
     errors.ShuttingDownError: 503,
@@ -38,6 +41,7 @@ STATUS: Mapping[type[errors.VitrineError], int] = {
 REQUEST_ID_HEADER = "X-Request-ID"
 LAST_WORDS = (errors.SlowUploadError, errors.ShuttingDownError)
 """After these the connection closes: its client is slow, or the next request on it would be refused as well."""
+CHALLENGE = 'Bearer realm="vitrine"'
 
 
 def status_of(error: errors.VitrineError) -> int:
@@ -63,10 +67,19 @@ def problem_response(body: Mapping[str, Any], request_id: str, headers: Mapping[
 
 def error_response(error: errors.VitrineError, request_id: str) -> Response:
     log_failure(error, request_id)
+    return problem_response(problem(error), request_id, _headers(error))
+
+
+def _headers(error: errors.VitrineError) -> dict[str, str]:
+    """When to come again (RFC 9110, 10.2.3), which key to come with (RFC 6750, 3), and whether on this connection."""
     headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     if isinstance(error, LAST_WORDS):
         headers["Connection"] = "close"
-    return problem_response(problem(error), request_id, headers)
+    if isinstance(error, errors.UnauthenticatedError):
+        headers["WWW-Authenticate"] = CHALLENGE + (', error="invalid_token"' if error.presented else "")
+    if isinstance(error, errors.ForbiddenError):
+        headers["WWW-Authenticate"] = CHALLENGE + ', error="insufficient_scope"'
+    return headers
 
 
 def log_failure(error: errors.VitrineError, request_id: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.admission import Admission
 from app.api.fetch import FetchPolicy
+from app.api.keys import Access
 from app.catalog import Catalog
 from app.chat_grounding import ChatGrounding
 from app.pipeline import Pipeline
@@ -21,6 +22,7 @@ class Services:
     texts: TextVectors
     catalog: Catalog
     fetching: FetchPolicy
+    access: Access
     defaults: Mapping[str, str]
     roles: Mapping[str, str]
     max_body_bytes: int
