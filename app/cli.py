@@ -5,6 +5,7 @@ What a command needs is imported only when that command runs.
 
 import glob
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -354,7 +355,8 @@ def triton(
 def welcome(settings: "Settings") -> str:
     """What a gateway says when it is ready: where it is, and a line that asks it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = "http" if settings.tls_certfile is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     golden = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
     photo = next((str(path) for path in (CHECKOUT_PHOTO, *golden) if path.is_file()), "photo.jpg")
     return (
@@ -443,13 +445,14 @@ def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]
             from app.local_gateway import LocalGatewayError, local_gateway  # noqa: PLC0415
 
             settings = _settings(repository=repository, preload=False, repository_poll=0)
+            for_this_alone = settings.model_copy(update={"api_keys": (), "api_keys_file": None})
             try:
-                with local_gateway(settings) as address, Client(address) as client:
+                with local_gateway(for_this_alone) as address, Client(address) as client:
                     yield client
             except LocalGatewayError as error:
                 _fail(str(error))
         else:
-            with Client(url) as client:
+            with Client(url, api_key=os.environ.get("VITRINE_API_KEY")) as client:
                 yield client
     except ClientError as error:
         hint = " Start a gateway with `vitrine serve`, or add --local." if error.code == "unreachable" else ""

@@ -33,6 +33,7 @@ PHOTO_FAULTS = frozenset(
         "malformed_tokens",
         "inference_failed",
         "full",
+        "rate_limited",
         "deadline_exceeded",
     )
 )
@@ -348,8 +349,8 @@ _PROBLEM = TypeAdapter(Problem)
 class Client:
     """Talks to one gateway over kept-alive connections. Use it as a context manager or call `close`."""
 
-    def __init__(self, url: str = DEFAULT_URL, timeout: float = 60.0) -> None:
-        """`timeout` is in seconds, for each of connecting, sending and waiting for the answer.
+    def __init__(self, url: str = DEFAULT_URL, timeout: float = 60.0, api_key: str | None = None) -> None:
+        """`timeout` is in seconds, for each of connecting, sending and waiting for the answer; `api_key` is for one that asks.
 
         Raises:
             ClientError: `url` is not an http or https address.
@@ -358,7 +359,8 @@ class Client:
         self.url = str(address)
         # A gateway on this machine is not to be looked for behind the environment's proxy.
         local = address.host in ("127.0.0.1", "::1", "localhost")
-        self._http = httpx2.Client(base_url=address, timeout=timeout, trust_env=not local)
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx2.Client(base_url=address, timeout=timeout, trust_env=not local, headers=headers)
 
     def classify(
         self,

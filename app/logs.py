@@ -10,6 +10,9 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled, also in the tasks it starts; None outside of requests."""
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TELLTALES = ("httpx2", "httpcore2")
+"""Write the address of every request that they send, and what a client asks to be fetched may be signed: never below a warning."""
+
 JSON_NAMES = {"levelname": "level", "name": "logger", "exc_info": "exception", "stack_info": "stack"}
 
 
@@ -19,6 +22,8 @@ def configure(level: str, log_format: LogFormat) -> None:
     handler.addFilter(add_request_id)
     handler.setFormatter(json_formatter() if log_format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    for name in TELLTALES:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def add_request_id(record: logging.LogRecord) -> bool:

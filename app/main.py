@@ -17,11 +17,11 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, logs, metrics
 from app.admission import Admission, Pace, PixelBudget
-from app.api import errors, status
+from app.api import docs, errors, status
 from app.api.chat import ChatService, chat_router
 from app.api.chat_embedded import EmbeddedChat
 from app.api.chat_upstream import UpstreamChat
@@ -50,7 +50,7 @@ from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFou
 from app.golden import check_golden
 from app.heap import keep_freed_memory
 from app.pipeline import Pipeline
-from app.settings import Settings
+from app.settings import Settings, warn_if_open
 from app.tasks import TASKS
 from app.telemetry import Tracing
 from app.text_vectors import TextVectors
@@ -60,6 +60,7 @@ from app.withdrawn import Withdrawn
 log = logging.getLogger("vitrine")
 
 PRELOAD_RETRY = 0.5
+EXPOSED_HEADERS = ("X-Request-ID", "Server-Timing", "Retry-After", "WWW-Authenticate", "X-Model", "X-Codebook", "X-PSNR", "X-SSIM")
 STARTUP_FAILURE = 3  # uvicorn's own exit code
 DRAIN_SECONDS = 0.02  # between two looks whether all requests have finished
 LAST_CALL_SECONDS = 0.2  # for what has connected before the port closed to send its request, and be refused in words
@@ -137,13 +138,13 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
-    app = FastAPIOffline(
+    app = FastAPI(
         title="Vitrine",
         version=__version__,
         description="Images in, answers out.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/assets",
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # it would ask per request
     )
     app.state.services = services
@@ -152,12 +153,22 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     app.add_middleware(DirectPosts, endpoints=endpoints)
     if access.required:
         app.add_middleware(RequireKey, access=access)
+        docs.describe_keys(app)
+    if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_middleware(RequestIds)
     for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
         app.include_router(router)
     answerer = make_answerer(settings, pipeline, chat_models, upstream)
     app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
     status.install(app)
+    docs.install(app)
     return app
 
 
@@ -262,12 +273,16 @@ def serve(
     of the settings' address. `shared` is as for `create_app`.
     """
     logs.configure(settings.log_level, settings.log_format)
+    if listener is None:  # else the parent has said it
+        warn_if_open(settings)
     keep_freed_memory()
     app = create_app(settings, shared)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        ssl_certfile=settings.tls_certfile,
+        ssl_keyfile=settings.tls_keyfile,
         http=connection_class(settings.max_connections, _pace(settings)),
         log_config=None,
         log_level=settings.log_level,

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
+import ssl
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys import ApiKey, parse_keys, read_keys
@@ -15,6 +18,7 @@ from app.logs import LogFormat
 log = logging.getLogger("vitrine.settings")
 
 TRITON_ADDRESS = r"(grpcs?://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}"
+ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -149,6 +153,13 @@ class Settings(BaseSettings):
         (), description="comma list of API keys, as `vitrine key` prints their lines; without any, everyone may ask"
     )
     api_keys_file: Path | None = Field(None, description="a file of such lines, read again when it changes")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma list of the origins whose pages may ask from a browser, as in https://app.example.org; * is any"
+    )
+    tls_certfile: Path | None = Field(None, description="certificate chain in PEM: answer https, and nothing else")
+    tls_keyfile: Path | None = Field(
+        None, validate_default=True, description="its private key in PEM, without a password; none where it is in the same file"
+    )
 
     allow_urls: bool = Field(False, description='let {"image": {"url": ...}} fetch http and https addresses')
     url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
@@ -182,10 +193,40 @@ class Settings(BaseSettings):
             read_keys(value)
         return value
 
-    @field_validator("url_hosts", "chat_upstream_models", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError("an origin is https://HOST, or https://HOST:PORT, without a path")
+        return value
+
+    @field_validator("tls_keyfile")
+    @classmethod
+    def _belongs_to_the_certificate(cls, value: Path | None, known: ValidationInfo) -> Path | None:
+        certificate = known.data.get("tls_certfile")
+        if certificate is None and value is not None:
+            raise ValueError("there is no tls_certfile for it")
+        if certificate is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, value, password="")
+            except OSError as error:
+                raise ValueError(f"it cannot be used with {certificate}: {error.strerror or error}") from error
+        return value
+
+    @field_validator("cors_origins", "url_hosts", "chat_upstream_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say in the log when other machines may ask, and anyone of them."""
+    try:
+        local = settings.host == "localhost" or ip_address(settings.host).is_loopback
+    except ValueError:
+        local = False
+    if not local and not settings.api_keys and settings.api_keys_file is None:
+        log.warning("anyone who reaches %s:%d may ask: no API keys are set; see VITRINE_API_KEYS", settings.host, settings.port)
 
 
 def _installed(*modules: str) -> bool:

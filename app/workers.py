@@ -24,7 +24,7 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from app import logs
-from app.settings import ModelSettings, Settings
+from app.settings import ModelSettings, Settings, warn_if_open
 
 log = logging.getLogger("vitrine.workers")
 
@@ -60,6 +60,7 @@ def _share_instances(model: ModelSettings, workers: int) -> ModelSettings:
 def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     """Run `settings.workers` gateways until SIGINT or SIGTERM. `ready` is called once, when the default models of all answer."""
     logs.configure(settings.log_level, settings.log_format)
+    warn_if_open(settings)
     try:
         listeners = bind(settings.host, settings.port, settings.workers)
     except OSError as error:

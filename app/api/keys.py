@@ -28,7 +28,7 @@ log = logging.getLogger("vitrine.keys")
 
 LOOK_SECONDS = 1.0  # between two looks at the file of keys
 METRICS = "/metrics"
-OPEN = frozenset(("/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/status"))
+OPEN = frozenset(("/livez", "/readyz", "/docs", "/openapi.json", "/status"))
 OPEN_BELOW = ("/docs/assets/", "/status/assets/")
 
 

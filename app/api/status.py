@@ -3,40 +3,17 @@
 It computes in the browser, from the differences between what it is told; the server keeps nothing for it.
 """
 
-from pathlib import Path
-from typing import Any
-
 from fastapi import FastAPI
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
-STATIC = Path(__file__).parent / "static"
-PAGE = "/status"
-ASSETS = "/status/assets"
-HEADERS = {
-    "Cache-Control": "no-cache",  # kept, but asked for again: an upgrade never meets the files of the version before
-    "X-Content-Type-Options": "nosniff",
-}
-PAGE_HEADERS = HEADERS | {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "Referrer-Policy": "no-referrer",
-}
+from app.api.pages import STATIC, Assets, page
 
 
 def install(app: FastAPI) -> None:
     """Add the page and its files; routers cannot carry a mount."""
 
-    @app.get(PAGE, summary="Live figures as charts", include_in_schema=False)
+    @app.get("/status", summary="Live figures as charts", include_in_schema=False)
     async def status() -> Response:
-        return FileResponse(STATIC / "status.html", headers=PAGE_HEADERS)
+        return page("status.html")
 
-    app.mount(ASSETS, _Assets(directory=STATIC), name="status-assets")
-
-
-class _Assets(StaticFiles):
-    """Scripts, styles and the licence of the one that is not ours; answers 304 to those who have them."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers.update(HEADERS)
-        return response
+    app.mount("/status/assets", Assets(directory=STATIC), name="status-assets")

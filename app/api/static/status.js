@@ -8,6 +8,7 @@ const QUANTILES = { p50: 0.5, p90: 0.9, p99: 0.99 };
 const INTERVALS = 10; // the window of rates and quantiles
 const PATIENCE = 5000; // ms
 const NONE = "–";
+const KEY = "vitrine-api-key"; // kept until the tab is closed
 
 const every = Math.min(60, Math.max(0.2, Number(new URLSearchParams(location.search).get("every")) || 1)); // seconds
 const span = `${INTERVALS * every} s`;
@@ -33,22 +34,45 @@ async function look() {
     silentSince ??= new Date();
     sliding.clear();
     show(NOTHING);
+    if (error instanceof NoAccess) {
+      askForKey();
+      return;
+    }
     say("down", `No answer since ${silentSince.toLocaleTimeString()} (${error.message}). Asking again every ${every} s.`);
     return;
   }
   silentSince = null;
+  document.getElementById("ask-key").hidden = true;
   const now = measure(sliding);
   show(now);
   if (now.requests) say("live", `Live: figures of the last ${span}, every ${every} s.`);
   else say("idle", idleText(now));
 }
 
+class NoAccess extends Error {}
+
 async function scrape() {
-  const response = await fetch("metrics", { cache: "no-store", headers: { Accept: "text/plain" }, signal: AbortSignal.timeout(PATIENCE) });
+  const key = sessionStorage.getItem(KEY);
+  const headers = { Accept: "text/plain", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const response = await fetch("metrics", { cache: "no-store", headers, signal: AbortSignal.timeout(PATIENCE) });
+  if ([401, 403].includes(response.status)) throw new NoAccess();
   if (!response.ok) throw new Error(`/metrics answers ${response.status}`);
   const at = performance.now() / 1000;
   return parse(await response.text(), at);
 }
+
+function askForKey() {
+  silentSince = null;
+  document.getElementById("ask-key").hidden = false;
+  say("down", sessionStorage.getItem(KEY) ? "That key may not read the figures." : "This server wants an API key before it shows its figures.");
+}
+
+document.getElementById("ask-key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, document.getElementById("key").value.trim());
+  event.target.reset();
+  look();
+});
 
 function idleText({ requests, served }) {
   if (requests === null) return "Connected; the first figures come with the next answer.";

@@ -1,19 +1,41 @@
 """The documentation, without internet, and what is not there."""
 
 import re
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+PAGES = ("/docs", "/status")
+MAY = {"/docs": {"style-src": "'self' 'unsafe-inline'", "img-src": "'self' data: blob:"}, "/status": {}}
 
-def test_docs_load_nothing_from_elsewhere(client: TestClient) -> None:
-    page = client.get("/docs").text
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_hold_the_browser_to_this_server(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = dict(directive.strip().split(" ", 1) for directive in answer.headers["content-security-policy"].split(";"))
+    nothing = dict.fromkeys(("base-uri", "form-action", "frame-ancestors", "object-src"), "'none'")
+    assert policy == {"default-src": "'self'", **nothing, **MAY[path]}
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cross-origin-opener-policy"] == "same-origin"
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_have_nothing_inline_and_name_only_files_that_are_there(client: TestClient, path: str) -> None:
+    page = client.get(path).text
+    assert not re.findall(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|://", page)
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
-    assert any(address.endswith(".js") for address in addresses)
+    assert {Path(address).suffix for address in addresses} >= {".js", ".css", ".svg"}
     for address in addresses:
-        assert address.startswith("/"), address
-        assert client.get(address).status_code == 200, address
-    assert "://" not in page
+        assert not address.startswith("/"), "a proxy may put a prefix before it"
+        answer = client.get(f"/{address}")
+        assert (answer.status_code, answer.headers.get("x-content-type-options")) == (
+            200,
+            "nosniff" if "assets" in address else None,
+        )
 
 
 def test_openapi_types_the_task(client: TestClient) -> None:
