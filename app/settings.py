@@ -5,7 +5,7 @@ import os
 import re
 import ssl
 from importlib.util import find_spec
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,7 +163,11 @@ class Settings(BaseSettings):
 
     allow_urls: bool = Field(False, description='let {"image": {"url": ...}} fetch http and https addresses')
     url_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma list of the only hosts that may be fetched from")
-    url_timeout: Seconds = 10.0
+    url_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="comma list of networks that are not public and may be fetched from all the same, as in 10.1.0.0/16"
+    )
+    url_redirects: int = Field(3, ge=0, le=20, description="redirects that are followed; each is checked as the first address is")
+    url_timeout: Seconds = Field(10.0, description="seconds for one image, with its redirects")
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -213,7 +217,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"it cannot be used with {certificate}: {error.strerror or error}") from error
         return value
 
-    @field_validator("cors_origins", "url_hosts", "chat_upstream_models", mode="before")
+    @field_validator("cors_origins", "url_hosts", "url_networks", "chat_upstream_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

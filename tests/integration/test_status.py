@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from app.keys import make_key
 from tests.browser import chromium
 from tests.factories import encode
 from tests.gateway import free_port, gateway
@@ -174,6 +175,22 @@ def test_says_when_there_is_no_traffic_and_when_the_server_is_away(page: Page, r
         expect(state).to_contain_text("No requests yet")
         httpx2.post(f"{url}/v1/classify", content=PHOTO)
         expect(state).to_have_attribute("data-state", "live")
+
+
+def test_asks_for_a_key_where_keys_are_set(page: Page, repository: Path) -> None:
+    (scraper, known), (stranger, _) = make_key("scrape", "monitor"), make_key("nobody")
+    state, form = page.locator("#state"), page.locator("#ask-key")
+    with gateway(repository, default_classify="colours", api_keys=known) as url:
+        page.goto(f"{url}/status?every=0.2")
+        expect(state).to_contain_text("wants an API key")
+        for key, text in ((stranger, "may not read"), (scraper, "No requests")):
+            form.get_by_label("API key").fill(key)
+            form.get_by_role("button").click()
+            expect(state).to_contain_text(text)
+        expect(form).to_be_hidden()
+        page.reload()
+        expect(state).to_contain_text("No requests")
+        assert scraper not in page.url
 
 
 @pytest.fixture(scope="module")
