@@ -26,7 +26,10 @@ COPY model_repository /models
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"VITRINE_PORT\"]}/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as http; \
+        scheme = 'https' if os.environ.get('VITRINE_TLS_CERTFILE') else 'http'; \
+        address = f'{scheme}://127.0.0.1:{os.environ[\"VITRINE_PORT\"]}/readyz'; \
+        http.urlopen(address, timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["vitrine"]
 CMD ["serve"]
 

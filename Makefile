@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled bundled-tokenizer docs format clean
+.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,13 @@ bundled-tokenizer: $(VENV)/.test ## export the bundled tokenizer again from runs
 	    --checkpoint runs/photo_tokenizer/model.safetensors --licence Apache-2.0 \
 	    --description "Photos of 256x256 to 32x32 tokens and back, trained by recipes/photo_tokenizer.py" $(ARGS)
 
+audit: build/.gateway build/.audit ## ask PyPI's advisories about everything that the gateway installs; fails where it cannot ask
+	build/audit/bin/pip-audit --strict --skip-editable --path build/gateway/lib/python3*/site-packages $(ARGS)
+
+sbom: build/.gateway build/.audit ## write build/sbom.cdx.json, what the gateway installs (CycloneDX), for the notes of a release
+	build/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	    --output-file build/sbom.cdx.json build/gateway/bin/python
+
 docs: $(VENV)/.test ## write what is generated again: the settings table of docs/operations.md, the dashboards
 	$(BIN)/python -m tests.test_operations
 	$(BIN)/python -m deploy.grafana.render
@@ -99,3 +106,14 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "Installing what the tests need into $(VENV): torch and more, several GB on Linux (once) ..."
 	@$(PIP) --editable ".[test]"
 	@touch $(VENV)/.base $@
+
+build/.gateway: pyproject.toml | $(BIN)/python
+	@echo "Installing the gateway alone, with what its image may have, into build/gateway ..."
+	@$(PYTHON) -m venv --clear --without-pip build/gateway
+	@$(BIN)/python -m pip --disable-pip-version-check --python build/gateway/bin/python install --quiet --editable ".[heic,tracing]"
+	@touch $@
+
+build/.audit: pyproject.toml | $(BIN)/python
+	@$(PYTHON) -m venv --clear build/audit
+	@build/audit/bin/python -m pip --disable-pip-version-check install --quiet "cyclonedx-bom>=7" "pip-audit>=2.9"
+	@touch $@

@@ -2,16 +2,20 @@
 
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from app.local_triton import Ports, command
 from app.settings import Settings
+from tests.app.api.test_fetch import serve
+from tests.gateway import environment as environment_of_tests
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -103,11 +107,36 @@ def test_every_vitrine_variable_is_a_setting(
     assert (settings.backend, settings.triton_url, settings.host) == ("triton", "triton:8001", "0.0.0.0")
 
 
-def test_the_health_check_of_the_gateway_is_valid_python_and_asks_readyz(stages: dict[str, Any]) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_health_check_of_the_gateway_asks_readyz(stages: dict[str, Any], scheme: str, tmp_path: Path) -> None:
     check = values(stages["gateway"], "HEALTHCHECK")[0]
-    program = yaml.safe_load(check.partition("CMD ")[2])
-    compile(program[-1], "HEALTHCHECK", "exec")
-    assert "/readyz" in program[-1]
+    _, *arguments = yaml.safe_load(check.partition("CMD ")[2])
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("gateway.example").configure_cert(tls)
+    variables = {"tls_certfile": "cert.pem"} if scheme == "https" else {}
+    with serve(tls=tls if scheme == "https" else None) as site:
+        command = [sys.executable, *arguments]
+        subprocess.run(command, env=environment_of_tests(port=site.server_port, **variables), check=True, timeout=30)
+        assert site.asked == ["/readyz"]
+    done = subprocess.run(command, env=environment_of_tests(port=site.server_port), capture_output=True, check=False, timeout=30)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("name", [*TARGETS, *OBSERVERS])
+def test_no_service_has_more_rights_than_it_needs(services: dict[str, Any], name: str) -> None:
+    assert services[name]["cap_drop"] == ["ALL"]
+    assert services[name]["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"} & services[name].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "writable"),
+    [("gateway", ["/tmp"]), ("prometheus", []), ("grafana", ["/tmp", "/var/lib/grafana", "/var/log/grafana"])],
+)
+def test_what_listens_has_a_file_system_that_is_read_only(services: dict[str, Any], name: str, writable: list[str]) -> None:
+    """The metrics of several workers lie in /dev/shm, which every container has in memory."""
+    assert services[name]["read_only"] is True
+    assert services[name].get("tmpfs", []) == writable
 
 
 def test_the_container_starts_triton_as_the_local_one_is_started(stages: dict[str, Any], tmp_path: Path) -> None:
