@@ -359,9 +359,10 @@ def welcome(settings: "Settings") -> str:
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     golden = sorted(settings.repository.glob(f"{settings.default_classify}/*/golden/*.[jp][pn]g"))
     photo = next((str(path) for path in (CHECKOUT_PHOTO, *golden) if path.is_file()), "photo.jpg")
+    key = ' -H "Authorization: Bearer $VITRINE_API_KEY"' if settings.wants_keys else ""
     return (
         f"Vitrine {__version__} answers on {url} ({settings.backend}, {settings.repository})\n"
-        f"  ask it:  curl --data-binary {shlex.quote(f'@{photo}')} {url}/v1/classify\n"
+        f"  ask it:  curl{key} --data-binary {shlex.quote(f'@{photo}')} {url}/v1/classify\n"
         f"  docs:    {url}/docs"
     )
 

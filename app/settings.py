@@ -169,6 +169,11 @@ class Settings(BaseSettings):
     url_redirects: int = Field(3, ge=0, le=20, description="redirects that are followed; each is checked as the first address is")
     url_timeout: Seconds = Field(10.0, description="seconds for one image, with its redirects")
 
+    @property
+    def wants_keys(self) -> bool:
+        """Whether nobody may ask without a key; so too where the file of keys is empty."""
+        return bool(self.api_keys) or self.api_keys_file is not None
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _can_trace(cls, value: str) -> str:
@@ -229,7 +234,7 @@ def warn_if_open(settings: Settings) -> None:
         local = settings.host == "localhost" or ip_address(settings.host).is_loopback
     except ValueError:
         local = False
-    if not local and not settings.api_keys and settings.api_keys_file is None:
+    if not local and not settings.wants_keys:
         log.warning("anyone who reaches %s:%d may ask: no API keys are set; see VITRINE_API_KEYS", settings.host, settings.port)
 
 

@@ -14,6 +14,11 @@ KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
 }
+PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
+REFUSALS = {
+    "401": {"description": "No key, or none that is known", "content": PROBLEM},
+    "403": {"description": "A key of another kind", "content": PROBLEM},
+}
 
 
 def install(app: FastAPI) -> None:
@@ -36,6 +41,7 @@ def describe_keys(app: FastAPI) -> None:
         for path, operations in document["paths"].items():
             for operation in operations.values() if not is_open(path) else ():
                 operation["security"] = [{name: []} for name in KEY_SCHEMES]
+                operation["responses"] |= REFUSALS
         return document
 
     app.openapi = with_keys  # type: ignore[method-assign]

@@ -89,20 +89,18 @@ async def _follow(text: str, policy: FetchPolicy, hold: Hold) -> bytes:
     if len(text) > MOST_CHARACTERS:
         raise _refusal("The URL is too long.")
     url = httpx2.URL(text)
-    tls = await asyncio.to_thread(policy.authorities)
-    async with httpx2.AsyncClient(verify=tls, trust_env=False, timeout=policy.timeout, headers=HEADERS) as client:
-        for _ in range(policy.redirects + 1):
-            found = await _ask(client, url, policy, hold)
-            if isinstance(found, bytes):
-                return found
-            if url.scheme == "https" and found.scheme == "http":
-                raise _refusal("The URL leads from https to http.")
-            url = found
+    for _ in range(policy.redirects + 1):
+        found = await _ask(url, policy, hold)
+        if isinstance(found, bytes):
+            return found
+        if url.scheme == "https" and found.scheme == "http":
+            raise _refusal("The URL leads from https to http.")
+        url = found
     raise _refusal(f"The URL is redirected more than {policy.redirects} times.")
 
 
-async def _ask(client: httpx2.AsyncClient, url: httpx2.URL, policy: FetchPolicy, hold: Hold) -> bytes | httpx2.URL:
-    """What one hop gives: the bytes, or where it says that they are. The connection ends with it."""
+async def _ask(url: httpx2.URL, policy: FetchPolicy, hold: Hold) -> bytes | httpx2.URL:
+    """What one hop gives: the bytes, or where it says that they are. Its connection and its cookies end with it."""
     if url.scheme not in ("http", "https") or not url.host or url.userinfo:
         raise _refusal("Only plain http and https URLs are fetched.")
     name = url.raw_host.decode("ascii")
@@ -112,8 +110,12 @@ async def _ask(client: httpx2.AsyncClient, url: httpx2.URL, policy: FetchPolicy,
     if not addresses or not all(may_ask(address, policy.networks) for address in addresses):
         raise _refusal("The URL leads to an address that is not public.")
     pinned = url.copy_with(host=addresses[0])
-    headers = {"Host": url.netloc.decode("ascii"), "Connection": "close"}
-    async with client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": name}) as response:
+    headers = {"Host": url.netloc.decode("ascii"), "Connection": "close", **HEADERS}
+    tls = await asyncio.to_thread(policy.authorities)
+    async with (
+        httpx2.AsyncClient(verify=tls, trust_env=False, timeout=policy.timeout) as client,
+        client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": name}) as response,
+    ):
         if response.status_code in REDIRECTS:
             return url.join(response.headers.get("location", ""))
         if response.status_code != 200:

@@ -31,7 +31,7 @@ def openai_error(error: errors.VitrineError) -> dict[str, Any]:
 def openai_error_response(error: errors.VitrineError, request_id: str) -> Response:
     """`error` as an answer; what is not the client's doing goes to the log under `request_id`."""
     log_failure(error, request_id)
-    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, errors.CapacityError) else None
+    headers = None if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     return _response(openai_error(error), status_of(error), headers)
 
 

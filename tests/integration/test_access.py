@@ -67,7 +67,9 @@ def test_every_worker_knows_the_keys_of_the_file_as_it_is_now(repository: Path) 
         """Of enough connections that every worker has had one."""
         return {httpx2.get(f"http://127.0.0.1:{port}/v1/models", headers={"X-API-Key": key}).status_code for _ in range(16)}
 
-    with serving(repository, "--workers", "2", port=port, api_keys=monitor, api_keys_file=file):
+    with serving(repository, "--workers", "2", port=port, api_keys=monitor, api_keys_file=file) as process:
+        assert process.stdout is not None
+        assert 'curl -H "Authorization: Bearer $VITRINE_API_KEY" --data-binary' in process.stdout.readline()
         assert (statuses(first), statuses(second)) == ({200}, {401})
         file.write_text(f"{known}\n{successor}\n")
         until(lambda: statuses(second) == {200})

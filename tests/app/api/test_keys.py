@@ -145,6 +145,7 @@ def test_the_description_asks_for_a_key(guarded: TestClient) -> None:
         path for path, operations in document["paths"].items() for operation in operations.values() if "security" in operation
     }
     assert secured == set(document["paths"]) - {"/livez", "/readyz"}
+    assert {"401", "403"} <= document["paths"]["/v1/classify"]["post"]["responses"].keys()
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
