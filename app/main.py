@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__, logs, metrics
 from app.admission import Admission, Pace, PixelBudget
 from app.api import docs, errors, status
+from app.api.admin import admin_router
 from app.api.chat import ChatService, chat_router
 from app.api.chat_embedded import EmbeddedChat
 from app.api.chat_upstream import UpstreamChat
@@ -71,28 +72,12 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     loads the default models. `shared` is a directory for what all processes of this gateway know together."""
     pool = make_pool(settings.compute_threads)
     backend = make_backend(settings, pool)
-    roles = {task.name: task.role for task in TASKS.values()}
-    if isinstance(backend, GeneratingBackend) and not settings.chat_upstream:
-        roles["chat"] = HOST
+    roles = _roles(settings, backend)
     metrics.begin((*TASKS, "chat"))
-    defaults = {
-        "classify": settings.default_classify,
-        "detect": settings.default_detect,
-        "ground": settings.default_ground,
-        **dict.fromkeys(("embed", "similarity"), settings.default_embed),
-        "chat": settings.default_chat,
-        **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
-    }
+    defaults = _default_models(settings)
     smoke = _no_smoke if settings.backend == "fake" else check_golden
-    withdrawn = Withdrawn(shared)
-    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout, withdrawn=withdrawn)
-    limits = DecodeLimits(
-        max_bytes=settings.max_body_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_side=settings.max_image_side,
-        max_scans=settings.max_image_scans,
-    )
-    pipeline = Pipeline(catalog, backend, limits, PixelBudget(settings.max_pixels_in_flight), pool)
+    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout, withdrawn=Withdrawn(shared))
+    pipeline = Pipeline(catalog, backend, _decode_limits(settings), PixelBudget(settings.max_pixels_in_flight), pool)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     chat_models = ChatModels(pipeline, max_pixels=settings.chat_max_pixels)
     upstream = make_upstream(settings)
@@ -102,14 +87,7 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
         pipeline=pipeline,
         texts=TextVectors(pipeline, settings.text_cache, settings.max_texts),
         catalog=catalog,
-        fetching=FetchPolicy(
-            allowed=settings.allow_urls,
-            hosts=settings.url_hosts,
-            timeout=settings.url_timeout,
-            max_bytes=settings.max_body_bytes,
-            networks=settings.url_networks,
-            redirects=settings.url_redirects,
-        ),
+        fetching=_fetch_policy(settings),
         access=access,
         defaults=defaults,
         roles=roles,
@@ -158,10 +136,63 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     errors.install(app)
     endpoints = task_endpoints(services)
     app.add_middleware(DirectPosts, endpoints=endpoints)
+    _guard(app, settings, access)
+    app.add_middleware(RequestIds)
+    chat = ChatService(make_answerer(settings, pipeline, chat_models, upstream), settings.chat_timeout, settings.chat_max_tokens)
+    inference = (task_router(endpoints), embeddings_router(services), chat_router(services, chat))
+    for router in (*inference, model_router(services), admin_router(services, access.admin), health_router(services)):
+        app.include_router(router)
+    status.install(app)
+    docs.install(app)
+    return app
+
+
+def _roles(settings: Settings, backend: Backend) -> dict[str, str]:
+    """Of every task that this gateway answers itself, the role that a model must have for it."""
+    roles = {task.name: task.role for task in TASKS.values()}
+    if isinstance(backend, GeneratingBackend) and not settings.chat_upstream:
+        roles["chat"] = HOST
+    return roles
+
+
+def _default_models(settings: Settings) -> dict[str, str]:
+    """By the task's name; empty where none is set."""
+    return {
+        "classify": settings.default_classify,
+        "detect": settings.default_detect,
+        "ground": settings.default_ground,
+        **dict.fromkeys(("embed", "similarity"), settings.default_embed),
+        "chat": settings.default_chat,
+        **dict.fromkeys(("tokenize", "detokenize", "reconstruct"), settings.default_tokenizer),
+    }
+
+
+def _decode_limits(settings: Settings) -> DecodeLimits:
+    return DecodeLimits(
+        max_bytes=settings.max_body_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_side=settings.max_image_side,
+        max_scans=settings.max_image_scans,
+    )
+
+
+def _fetch_policy(settings: Settings) -> FetchPolicy:
+    return FetchPolicy(
+        allowed=settings.allow_urls,
+        hosts=settings.url_hosts,
+        timeout=settings.url_timeout,
+        max_bytes=settings.max_body_bytes,
+        networks=settings.url_networks,
+        redirects=settings.url_redirects,
+    )
+
+
+def _guard(app: FastAPI, settings: Settings, access: Access) -> None:
+    """Keys stand before the routes, the rules for foreign pages around the keys: a browser asks without one if it may ask."""
     if access.required:
         app.add_middleware(RequireKey, access=access)
         docs.describe_keys(app)
-    if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -169,14 +200,6 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestIds)
-    for router in (task_router(endpoints), embeddings_router(services), model_router(services), health_router(services)):
-        app.include_router(router)
-    answerer = make_answerer(settings, pipeline, chat_models, upstream)
-    app.include_router(chat_router(services, ChatService(answerer, settings.chat_timeout, settings.chat_max_tokens)))
-    status.install(app)
-    docs.install(app)
-    return app
 
 
 def make_backend(settings: Settings, pool: Executor) -> Backend:

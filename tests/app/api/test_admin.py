@@ -1,32 +1,25 @@
-"""Load and unload, behind a guard that stands for whatever whoever includes the routes puts there."""
+"""Load and unload, for whoever has an admin's key."""
 
 import time
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
-from app.api.admin import admin_router
-from app.errors import ModelUnavailableError
+from app.keys import make_key
 from tests.factories import make_png
 from tests.repository import add_entry
 
-ADMIN = {"X-API-Key": "secret"}
-
-
-async def guard(request: Request) -> None:
-    if request.headers.get("X-API-Key") != ADMIN["X-API-Key"]:
-        raise ModelUnavailableError("You may not.")
+SECRET, OPS = make_key("ops", "admin")
+OTHER, PHOTOS = make_key("photos")
+ADMIN = {"X-API-Key": SECRET}
 
 
 @pytest.fixture
 def client(make_client) -> TestClient:
-    """A gateway whose unloaded models linger for half a second."""
-    client: TestClient = make_client(request_timeout=0.5)
-    app = client.app
-    assert isinstance(app, FastAPI)
-    app.include_router(admin_router(app.state.services, guard))
+    """A gateway with an admin's key, which is sent with every request, whose unloaded models linger for half a second."""
+    client: TestClient = make_client(request_timeout=0.5, api_keys=(OPS, PHOTOS))
+    client.headers.update(ADMIN)
     return client
 
 
@@ -38,7 +31,7 @@ def loaded(client: TestClient) -> bool:
 
 def test_a_model_goes_and_comes_back(client: TestClient) -> None:
     assert client.post("/v1/classify", content=make_png()).status_code == 200
-    gone = client.post("/v1/models/colours/unload", headers=ADMIN)
+    gone = client.post("/v1/models/colours/unload")
     assert (gone.status_code, gone.json()["status"]) == (200, "unloaded")
     refused = client.post("/v1/classify", content=make_png())
     assert (refused.status_code, refused.json()["code"]) == (503, "model_unavailable")
@@ -50,7 +43,7 @@ def test_a_model_goes_and_comes_back(client: TestClient) -> None:
         time.sleep(0.05)
     assert client.get("/readyz").status_code == 200, "it was meant"
     assert client.get("/v1/models").json()["data"][0]["status"] == "unloaded"
-    back = client.post("/v1/models/colours/load", headers=ADMIN)
+    back = client.post("/v1/models/colours/load")
     assert (back.status_code, back.json()["status"]) == (200, "ready")
     assert loaded(client)
     assert client.post("/v1/classify", content=make_png()).status_code == 200
@@ -58,21 +51,24 @@ def test_a_model_goes_and_comes_back(client: TestClient) -> None:
 
 def test_what_is_loaded_again_in_time_is_never_unloaded(client: TestClient) -> None:
     client.post("/v1/classify", content=make_png())
-    client.post("/v1/models/colours/unload", headers=ADMIN)
-    client.post("/v1/models/colours/load", headers=ADMIN)
+    client.post("/v1/models/colours/unload")
+    client.post("/v1/models/colours/load")
     time.sleep(0.7)
     assert loaded(client)
 
 
 def test_a_model_that_cannot_serve_says_why(client: TestClient, repository: Path) -> None:
     add_entry(repository, "broken").engine_file.write_bytes(b"no engine")
-    answer = client.post("/v1/models/broken/load", headers=ADMIN)
+    answer = client.post("/v1/models/broken/load")
     assert (answer.status_code, answer.json()["code"]) == (503, "model_unavailable")
     assert "version 1: " in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("what", ["load", "unload"])
 def test_nobody_else_may(client: TestClient, make_client, what: str) -> None:
-    assert client.post(f"/v1/models/colours/{what}").status_code == 503
-    assert client.post(f"/v1/models/nothing/{what}", headers=ADMIN).status_code == 404
-    assert make_client().post(f"/v1/models/colours/{what}", headers=ADMIN).status_code == 404, "there is no such route by itself"
+    assert client.post(f"/v1/models/nothing/{what}").status_code == 404
+    refused = client.post(f"/v1/models/colours/{what}", headers={"X-API-Key": OTHER})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    off = make_client().post(f"/v1/models/colours/{what}", headers=ADMIN)
+    assert (off.status_code, off.json()["code"]) == (403, "forbidden"), "without keys there is no admin"
+    assert "need an admin key" in off.json()["detail"]
