@@ -21,6 +21,7 @@ NAMES = {
     "vitrine_queue_depth": {"engine"},
     "vitrine_requests_in_flight": set(),
     "vitrine_rejected_total": {"reason"},
+    "vitrine_key_requests_total": {"key", "code"},
     "vitrine_images_total": {"task", "model"},
     "vitrine_chat_seconds": {"model", "outcome"},
     "vitrine_chat_first_token_seconds": {"model"},
@@ -61,6 +62,7 @@ def test_names_and_labels_are_those_that_dashboards_ask_for() -> None:
     metrics.MODEL_FAULTS.labels("some").set(0)
     metrics.BACKEND_UP.labels("some").set(0)
     metrics.CIRCUIT_OPEN.labels("some").set(0)
+    metrics.KEY_REQUESTS.labels("some", "200")
     found: dict[str, set[str]] = {}
     for name, labels in samples():
         base = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")

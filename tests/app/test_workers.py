@@ -153,7 +153,7 @@ def test_a_killed_worker_is_replaced_and_leaves_no_gauges(repository: Path) -> N
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_with_requests_in_flight(repository: Path, stop: signal.Signals) -> None:
     add_entry(repository, "slow", delay=1000)
-    with serving(repository) as gateway, ThreadPoolExecutor(4) as pool:
+    with serving(repository) as gateway, ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(8) as newcomers:
         gateway.ready_line()
         for _ in range(2):
             gateway.ask("/v1/classify?model=slow")
@@ -161,11 +161,15 @@ def test_a_signal_ends_all_with_requests_in_flight(repository: Path, stop: signa
         until(lambda: gateway.samples("vitrine_requests_in_flight")[()] == 4)
         workers = gateway.started()
         gateway.process.send_signal(stop)
-        late = []
+        asked = []
         while not all(answer.done() for answer in answers):
-            with suppress(httpx2.TransportError):  # when the last one has ended
-                late.append(gateway.ask().status_code)
+            asked.append(newcomers.submit(gateway.ask))
+            time.sleep(0.05)
         assert [answer.result().status_code for answer in answers] == [200] * 4
+        late = []
+        for newcomer in asked:
+            with suppress(httpx2.TransportError):  # when the last one has ended
+                late.append(newcomer.result().status_code)
         assert 503 in late
         assert late[late.index(503) :] == [503] * late.count(503), "once it ends, nobody is let in any more"
         gateway.process.communicate(timeout=WAIT)

@@ -278,4 +278,5 @@ def test_what_to_try_next_is_a_command(role: str, tmp_path: Path, monkeypatch: p
     Image.new("RGB", (32, 32)).save(tmp_path / "PHOTO", "PNG")
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(vitrine, [*export.report.NEXT[role].split(), "--local", "--repository", ".", "--model", "mine"])
-    assert f"There is no model 'mine'. Models for {role}: none." in result.output
+    task = {"image": "embed"}.get(role, role)
+    assert f"There is no model 'mine'. Models for {task}: none." in result.output

@@ -15,7 +15,7 @@ from app.api.openai_errors import OpenAIRoute, openai_error, openai_error_respon
 
 @pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.__name__)
 def test_every_error_has_the_members_of_openai(kind: type[errors.VitrineError]) -> None:
-    error = kind("What to do.")
+    error = errors.RateLimitedError("What to do.", retry_after=1) if kind is errors.RateLimitedError else kind("What to do.")
     error.field = "model"
     status = status_of(error)
     wanted = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"

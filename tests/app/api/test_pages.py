@@ -82,7 +82,7 @@ def test_openapi_tells_every_form_of_tokens(
 
 
 DRAWN = {"application/json", "image/png", "image/jpeg", "image/webp"}
-DETECT = {"model", "threshold", "max_detections", "classes", "masks", "render", "quality", "format", "image_id"}
+DETECT = {"model", "phrases", "threshold", "max_detections", "classes", "masks", "render", "quality", "format", "image_id"}
 
 
 @pytest.mark.parametrize(

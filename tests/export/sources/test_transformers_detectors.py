@@ -120,7 +120,7 @@ def test_the_frame_of_a_processor_that_stretches(tmp_path: Path, given: tuple[in
     request = ExportRequest(f"transformers/{home}", tmp_path / "repository", weights="random", num_classes=CLASSES)
     preprocessing = load_detector(replace(request, preprocessing=PreprocessingOverrides(input_size=given))).preprocessing
     assert (preprocessing.height, preprocessing.width) == (given or (64, 96))
-    assert preprocessing.resize == (given or (64, 96))
+    assert (preprocessing.resize_height, preprocessing.resize_width) == (given or (64, 96))
     assert (preprocessing.policy, preprocessing.interpolation) == ("stretch", "bilinear")
     assert (preprocessing.scale, preprocessing.mean, preprocessing.std) == (pytest.approx(1 / 255), (0, 0, 0), (1, 1, 1))
 
