@@ -66,7 +66,7 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
     except OSError as error:
         log.error("%s", error)
         sys.exit(1)
-    with metrics_directory() as directory, TemporaryDirectory(prefix="vitrine-shared-") as shared:
+    with metrics_directory() as directory, _directory_in_memory("shared") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # the workers inherit it before they import what reads it
         outcome = Supervisor(share(settings), listeners, ready, Path(shared)).run()
     sys.exit(max(0, outcome))
@@ -74,8 +74,12 @@ def serve(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
 
 def metrics_directory() -> "TemporaryDirectory[str]":
     """A fresh directory for the metrics of all workers, gone when its block ends."""
+    return _directory_in_memory("metrics")
+
+
+def _directory_in_memory(purpose: str) -> "TemporaryDirectory[str]":
     memory = MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None
-    return TemporaryDirectory(prefix="vitrine-metrics-", dir=memory, ignore_cleanup_errors=True)
+    return TemporaryDirectory(prefix=f"vitrine-{purpose}-", dir=memory, ignore_cleanup_errors=True)
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:
