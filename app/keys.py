@@ -4,7 +4,7 @@ What is kept of a key is its SHA-256, in a line such as
 
     photos sha256:5b1c... 100/minute
 
-A key is 256 random bits, so that nobody can go through what may have been hashed: no slow hash is needed. See decision 13.
+A key is 256 random bits, so that nobody can go through what may have been hashed: no slow hash is needed. See decision 17.
 """
 
 import hmac
