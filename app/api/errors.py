@@ -67,10 +67,10 @@ def problem_response(body: Mapping[str, Any], request_id: str, headers: Mapping[
 
 def error_response(error: errors.VitrineError, request_id: str) -> Response:
     log_failure(error, request_id)
-    return problem_response(problem(error), request_id, _headers(error))
+    return problem_response(problem(error), request_id, headers_of(error))
 
 
-def _headers(error: errors.VitrineError) -> dict[str, str]:
+def headers_of(error: errors.VitrineError) -> dict[str, str]:
     """When to come again (RFC 9110, 10.2.3), which key to come with (RFC 6750, 3), and whether on this connection."""
     headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     if isinstance(error, LAST_WORDS):

@@ -1,7 +1,6 @@
 """Errors on routes that speak OpenAI's protocol: `{"error": {...}}` as its clients read it, with the statuses of `errors.py`."""
 
 import logging
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import errors
-from app.api.errors import log_failure, status_of
+from app.api.errors import headers_of, log_failure, status_of
 
 log = logging.getLogger("vitrine.api")
 
@@ -31,8 +30,7 @@ def openai_error(error: errors.VitrineError) -> dict[str, Any]:
 def openai_error_response(error: errors.VitrineError, request_id: str) -> Response:
     """`error` as an answer; what is not the client's doing goes to the log under `request_id`."""
     log_failure(error, request_id)
-    headers = None if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
-    return _response(openai_error(error), status_of(error), headers)
+    return _response(openai_error(error), status_of(error), headers_of(error))
 
 
 class OpenAIRoute(APIRoute):

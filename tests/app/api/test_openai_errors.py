@@ -28,6 +28,11 @@ def test_a_full_server_says_when_to_come_again() -> None:
     assert json.loads(response.body)["error"]["param"] is None
 
 
+def test_the_last_words_of_a_connection_end_it() -> None:
+    response = openai_error_response(errors.ShuttingDownError("Ends."), "id")
+    assert (response.status_code, response.headers["Retry-After"], response.headers["Connection"]) == (503, "1", "close")
+
+
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     router = APIRouter(route_class=OpenAIRoute)
