@@ -23,9 +23,11 @@ from app import __version__, logs, metrics
 from app.admission import Admission, Pace, PixelBudget
 from app.api import docs, errors, status
 from app.api.admin import admin_router
+from app.api.chat import PATH as CHAT_PATH
 from app.api.chat import ChatService, chat_router
 from app.api.chat_embedded import EmbeddedChat
 from app.api.chat_upstream import UpstreamChat
+from app.api.embeddings import PATH as EMBEDDINGS_PATH
 from app.api.embeddings import embeddings_router
 from app.api.exchange import Answerer
 from app.api.fetch import FetchPolicy
@@ -190,7 +192,7 @@ def _fetch_policy(settings: Settings) -> FetchPolicy:
 def _guard(app: FastAPI, settings: Settings, access: Access) -> None:
     """Keys stand before the routes, the rules for foreign pages around the keys: a browser asks without one if it may ask."""
     if access.required:
-        app.add_middleware(RequireKey, access=access)
+        app.add_middleware(RequireKey, access=access, openai_paths=(CHAT_PATH, EMBEDDINGS_PATH))
         docs.describe_keys(app)
     if settings.cors_origins:
         app.add_middleware(

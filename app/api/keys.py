@@ -6,7 +6,7 @@ Nothing here runs unless keys are set (`VITRINE_API_KEYS`, `VITRINE_API_KEYS_FIL
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
 from app.api.errors import error_response
+from app.api.openai_errors import openai_error_response
 from app.errors import AccessError, ForbiddenError, RateLimitedError, UnauthenticatedError
 from app.keys import ApiKey, Keyring, read_keys
 
@@ -146,9 +147,11 @@ class Rates:
 class RequireKey:
     """Answers 401, 403 and 429 in place of a route, before the body is read; counts the other answers by the name of their key."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, openai_paths: Collection[str] = ()) -> None:
+        """`openai_paths` are refused in OpenAI's shape."""
         self.app = app
         self.access = access
+        self.openai_paths = openai_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_open(scope["path"]):
@@ -166,7 +169,8 @@ class RequireKey:
             name = key.name
             self.access.allow(key, scope["path"])
         except AccessError as error:
-            await error_response(error, scope["state"]["request_id"])(scope, receive, send_counted)
+            refuse = openai_error_response if scope["path"] in self.openai_paths else error_response
+            await refuse(error, scope["state"]["request_id"])(scope, receive, send_counted)
             return
         await self.app(scope, receive, send_counted)
 

@@ -87,6 +87,15 @@ def test_without_a_key_that_is_known(guarded: TestClient, headers: dict[str, str
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(("key", "status", "code"), [(STRANGER, 401, "unauthenticated"), (MONITOR, 403, "forbidden")])
+def test_openais_routes_refuse_in_its_shape(guarded: TestClient, path: str, key: str, status: int, code: str) -> None:
+    answer = guarded.post(path, json={}, headers=bearer(key))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert answer.headers["www-authenticate"].startswith('Bearer realm="vitrine", error=')
+
+
 def test_a_key_in_the_address_is_none(guarded: TestClient) -> None:
     """Addresses are written to logs by everything between a client and here."""
     assert guarded.post(f"/v1/classify?api_key={CLIENT}&access_token={CLIENT}", content=make_png()).status_code == 401
