@@ -23,15 +23,16 @@ EXPIRED = "The request's time ran out; send fewer or smaller images, or allow mo
 class Ticket:
     """What a request carries through the pipeline: its id, deadline, cancellation and the time spent per stage.
 
-    `deadline` is a value of `time.monotonic()`. `cancelled` means that nobody waits for the answer, `departed` that the client
-    hung up. `placed` tells whether it holds one of the server's places, `bytes` what its body holds in memory. `model` is the name
-    of the model that answers, once it is found. `stages` holds seconds; the images of one request add up. While a trace is
-    recorded, `spans` holds every stretch of a stage as (stage, began, ended), times of `time.perf_counter()`, and `context` the
-    headers that hand the trace on to other servers.
+    `deadline` is a value of `time.monotonic()`, and so is `asked`, after which the client wants no answer. `cancelled` means that
+    nobody waits for the answer, `departed` that the client hung up. `placed` tells whether it holds one of the server's places,
+    `bytes` what its body holds in memory. `model` is the name of the model that answers, once it is found. `stages` holds seconds;
+    the images of one request add up. While a trace is recorded, `spans` holds every stretch of a stage as (stage, began, ended),
+    times of `time.perf_counter()`, and `context` the headers that hand the trace on to other servers.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     deadline: float = float("inf")
+    asked: float = float("inf")
     cancelled: bool = False
     departed: bool = False
     placed: bool = False
@@ -57,8 +58,8 @@ class Ticket:
             raise DeadlineError(EXPIRED)
 
     def allow(self, seconds: float) -> None:
-        """Count the time anew: `seconds` from now."""
-        self.deadline = time.monotonic() + seconds
+        """Count the time anew: `seconds` from now, but no longer than the client asked for."""
+        self.deadline = min(time.monotonic() + seconds, self.asked)
 
     def within_deadline(self) -> "_WithinDeadline":
         """Cancel the block when the time is over and raise DeadlineError."""
@@ -156,8 +157,10 @@ class Admission:
         """
         if self.closed:
             raise ShuttingDownError("This server is shutting down; retry, on another connection.")
-        deadline = time.monotonic() + (self.longest if timeout is None else min(timeout, self.longest))
-        ticket = Ticket(deadline=deadline) if request_id is None else Ticket(id=request_id, deadline=deadline)
+        ticket = Ticket() if request_id is None else Ticket(id=request_id)
+        if timeout is not None:
+            ticket.asked = time.monotonic() + timeout
+        ticket.allow(self.longest)
         self.take_place(ticket)
         self.tickets += 1
         metrics.IN_FLIGHT.set(self.tickets)

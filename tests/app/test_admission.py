@@ -87,6 +87,14 @@ def test_the_ticket_carries_id_and_deadline(admission: Admission) -> None:
             assert 29 < ticket.remaining <= 30
 
 
+def test_time_that_is_counted_anew_is_no_more_than_the_client_asked_for(admission: Admission) -> None:
+    for timeout, first, then in ((None, 30, 300), (100.0, 30, 100), (2.0, 2, 2)):
+        with admission.admit(timeout=timeout) as ticket:
+            assert first - 1 < ticket.remaining <= first
+            ticket.allow(300.0)
+            assert then - 1 < ticket.remaining <= then
+
+
 def test_a_request_that_waits_for_its_client_holds_no_place(admission: Admission) -> None:
     with admission.admit() as slow, admission.admit() as other:
         admission.leave_place(slow)
