@@ -99,9 +99,11 @@ class Catalog:
         defaults: Mapping[str, str],
         *,
         grace: float = 0.0,
+        chat_grace: float = 0.0,
         withdrawn: Withdrawn | None = None,
     ) -> None:
-        """`grace`: seconds that a vanished or withdrawn version stays loaded for the requests that still hold it."""
+        """`grace`: seconds that a vanished or withdrawn version stays loaded for the requests that still hold it; `chat_grace` of
+        a chat model, whose answers take longer."""
         self.root = root
         self.withdrawn = withdrawn or Withdrawn()
         self.backend = backend
@@ -109,6 +111,7 @@ class Catalog:
         self._smoke = smoke
         self._defaults = defaults
         self._grace = grace
+        self._chat_grace = chat_grace
         self._signature: Signature = frozenset()
         self._leaving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -319,7 +322,7 @@ class Catalog:
 
     async def _unload_withdrawn(self, name: str, versions: Sequence[ModelVersion]) -> None:
         """Nothing is unloaded when it was restored meanwhile."""
-        await asyncio.sleep(self._grace)
+        await asyncio.sleep(max(map(self._grace_of, versions)))
         self._leaving.discard(name)
         for version in versions:
             if name in self.withdrawn.names:
@@ -328,8 +331,11 @@ class Catalog:
     async def _retire(self, version: ModelVersion) -> None:
         if version.loading is not None:
             await asyncio.wait([version.loading])
-        await asyncio.sleep(self._grace)
+        await asyncio.sleep(self._grace_of(version))
         await self._unload(version)
+
+    def _grace_of(self, version: ModelVersion) -> float:
+        return self._grace if version.manifest.generation is None else self._chat_grace
 
     async def _unload(self, version: ModelVersion) -> None:
         if version.loaded:

@@ -78,7 +78,15 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
     metrics.begin((*TASKS, "chat"))
     defaults = _default_models(settings)
     smoke = _no_smoke if settings.backend == "fake" else check_golden
-    catalog = Catalog(settings.repository, backend, smoke, defaults, grace=settings.request_timeout, withdrawn=Withdrawn(shared))
+    catalog = Catalog(
+        settings.repository,
+        backend,
+        smoke,
+        defaults,
+        grace=settings.request_timeout,
+        chat_grace=settings.request_timeout + settings.chat_timeout,
+        withdrawn=Withdrawn(shared),
+    )
     pipeline = Pipeline(catalog, backend, _decode_limits(settings), PixelBudget(settings.max_pixels_in_flight), pool)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     chat_models = ChatModels(pipeline, max_pixels=settings.chat_max_pixels)

@@ -18,6 +18,7 @@ from app.catalog import Catalog
 from app.errors import BackendUnavailableError, InferenceError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
 from app.golden import check_golden
 from app.manifest import MANIFEST_FILE, Entry, Source
+from tests.chat_repository import add_chat
 from tests.repository import add_entry, make_images, make_manifest, make_repository
 
 pytestmark = pytest.mark.anyio
@@ -382,6 +383,20 @@ async def test_requests_that_hold_a_vanished_version_finish(tmp_path: Path) -> N
     await asyncio.sleep(0.2)
     with pytest.raises(InferenceError, match="not loaded"):
         await backend.infer(entry, {"image": images}, Ticket())
+
+
+async def test_a_chat_model_that_vanished_stays_for_its_longer_answers(tmp_path: Path) -> None:
+    add_chat(tmp_path)
+    catalog = Catalog(tmp_path, OnnxRuntimeBackend(), check_golden, {}, chat_grace=0.3)
+    await catalog.refresh()
+    version = await catalog.acquire(None, "chat", "decoder")
+    for entry in version.entries.values():
+        shutil.rmtree(entry.path.parent)
+    await catalog.refresh()
+    await asyncio.sleep(0.05)
+    assert version.loaded
+    await asyncio.sleep(0.5)
+    assert not version.loaded
 
 
 async def test_random_weights_answer_only_by_name(tmp_path: Path) -> None:
