@@ -13,12 +13,11 @@ from PIL.Image import Image
 from app import metrics
 from app.admission import Ticket
 from app.backends.base import GeneratingBackend
-from app.backends.generation import HOST
 from app.chat_prompt import ChatPrompts, Message, chat_prompts, prepare_image
 from app.chat_text import TextStream
 from app.decode import ImageInfo
 from app.errors import ModelUnavailableError
-from app.generate import Finish, PreparedImage, Prompt, Sampling
+from app.generate import HOST, Finish, PreparedImage, Prompt, Sampling
 from app.manifest import Entry, Generation
 from app.pipeline import Pipeline
 

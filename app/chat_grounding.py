@@ -8,12 +8,11 @@ import numpy as np
 
 from app import metrics
 from app.admission import Ticket
-from app.backends.generation import HOST
 from app.catalog import Catalog
 from app.chat import ChatModels, SeenImage
 from app.errors import InferenceError, InputError, InvalidValueError
 from app.formats import label
-from app.generate import Sampling
+from app.generate import HOST, Sampling
 from app.manifest import Entry
 from app.masks import Box
 from app.pipeline import Answer, Draw, Item, Pipeline, Source

@@ -33,6 +33,8 @@ Finish = Literal["stop", "length", "error"]
 Grid = tuple[int, int, int]
 
 ENGINES = ("vision", "embed", "decoder")
+HOST = "decoder"
+"""The one of them whose entry stands for all three."""
 
 
 class PromptError(ValueError):

@@ -39,7 +39,6 @@ from app.api.services import Services
 from app.api.tasks import task_endpoints, task_router
 from app.backends.base import Backend, GeneratingBackend
 from app.backends.fake import FakeBackend
-from app.backends.generation import HOST
 from app.backends.onnxruntime import EngineOptions, OnnxRuntimeBackend
 from app.backends.several import SeveralTritons
 from app.backends.triton import TritonBackend
@@ -50,6 +49,7 @@ from app.compute import make_pool
 from app.connections import connection_class, sweep
 from app.decode import DecodeLimits
 from app.errors import BackendUnavailableError, ModelNotChosenError, ModelNotFoundError, ModelUnavailableError
+from app.generate import HOST
 from app.golden import check_golden
 from app.heap import keep_freed_memory
 from app.pipeline import Pipeline

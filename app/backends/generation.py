@@ -20,8 +20,6 @@ from app.manifest import Entry, Generation
 
 log = logging.getLogger("vitrine.generation")
 
-HOST = "decoder"
-"""The role whose entry stands for the three engines of a chat model."""
 CHANNELS = 3
 
 

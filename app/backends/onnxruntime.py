@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split, together
-from app.backends.generation import HOST, GenerationThread, is_chat, open_generation
+from app.backends.generation import GenerationThread, is_chat, open_generation
 from app.batch import Batcher, Forward
 from app.errors import InferenceError
-from app.generate import Event, Prompt, Sampling
+from app.generate import HOST, Event, Prompt, Sampling
 from app.manifest import Entry
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")

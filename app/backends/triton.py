@@ -14,7 +14,7 @@ from app.admission import Ticket
 from app.backends.base import Tensors, check_inputs, join, split, together
 from app.backends.breaker import Breaker
 from app.backends.shared_memory import UNKNOWN_REGION, Region, SharedMemory
-from app.backends.triton_generation import SPEAKER, is_last, read_event, request_tensors
+from app.backends.triton_generation import is_last, read_event, request_tensors
 from app.errors import (
     BackendUnavailableError,
     CapacityError,
@@ -22,7 +22,7 @@ from app.errors import (
     InferenceError,
     VitrineError,
 )
-from app.generate import Event, Prompt, Sampling, Stream
+from app.generate import HOST, Event, Prompt, Sampling, Stream
 from app.manifest import DType, Entry, TensorSpec
 
 DATATYPES: dict[DType, str] = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32"}
@@ -90,8 +90,8 @@ class TritonBackend:
 
     async def load(self, entry: Entry) -> None:
         chat = entry.manifest.generation is not None
-        if chat and entry.manifest.role != SPEAKER:
-            return  # the speaker opens it itself
+        if chat and entry.manifest.role != HOST:
+            return  # the Python model of the host opens it itself
         async with self._loading:
             ready = await self._is_ready(entry)
             if not ready or entry.manifest.build not in self._builds:

@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 from app.errors import CapacityError, InferenceError, InvalidValueError
 from app.generate import Event, Prompt, Sampling, Stream
 
-SPEAKER = "decoder"
-"""The role whose entry runs all three engines in Triton."""
-
 
 def request_tensors(prompt: Prompt, sampling: Sampling) -> dict[str, NDArray[Any]]:
     """The inputs by name; patches and grids of all images in order, where there are any."""
