@@ -72,7 +72,7 @@ class TritonBackend:
         self.breaker = Breaker(self.target, self._is_live)
         self._slots = asyncio.Semaphore(concurrency)
         self._loading = asyncio.Lock()
-        self._builds: set[str] = set()  # asked for once each: a version number may come again with another build
+        self._builds: set[tuple[str, str]] = set()  # engines and their builds, asked for once each: a number may come again
         self._shares = shared_memory == "on" or (shared_memory == "auto" and is_here(self.target))
         self._memory: SharedMemory | None = None
         self._client: Any = None
@@ -92,15 +92,16 @@ class TritonBackend:
         chat = entry.manifest.generation is not None
         if chat and entry.manifest.role != HOST:
             return  # the Python model of the host opens it itself
+        build = entry.name, entry.manifest.build
         async with self._loading:
             ready = await self._is_ready(entry)
-            if not ready or entry.manifest.build not in self._builds:
+            if not ready or build not in self._builds:
                 try:
                     await self._ask_to_load(entry)
                 except VitrineError:
                     if not ready:
                         raise
-            self._builds.add(entry.manifest.build)
+            self._builds.add(build)
         if chat:
             return  # the manifest tells of the engine's tensors, the server of its Python model's
         with translation(str(entry)):
