@@ -1,8 +1,8 @@
 """Several Triton servers of one repository as one backend: the load is spread, and a server that is away is passed over."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from app.admission import Ticket
 from app.backends.base import Tensors
 from app.backends.triton import TritonBackend
-from app.errors import BackendUnavailableError, InferenceError, VitrineError
+from app.errors import BackendUnavailableError, DeadlineError, VitrineError
 from app.generate import Event, Prompt, Sampling
 from app.manifest import Entry
 
@@ -41,7 +41,7 @@ class SeveralTritons:
         outcomes = await asyncio.gather(*(server.load(entry) for server in self.servers), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for failure in failures:
-            if len(failures) == len(outcomes) or not isinstance(failure, BackendUnavailableError):
+            if len(failures) == len(outcomes) or not isinstance(failure, BackendUnavailableError | DeadlineError):
                 raise failure
 
     def check_room(self, entry: Entry) -> None:
@@ -59,14 +59,21 @@ class SeveralTritons:
 
     async def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
         """The tokens of one server; an answer that has begun is not begun anew on another."""
-        index = self._choose()
-        self._in_flight[index] += 1
+        first = self._choose()
+        begun = False
         try:
-            async with aclosing(self.servers[index].generate(entry, prompt, sampling)) as events:
+            async with aclosing(self._listen(first, entry, prompt, sampling)) as events:
                 async for event in events:
+                    begun = True
                     yield event
-        finally:
-            self._in_flight[index] -= 1
+            return
+        except BackendUnavailableError:
+            second = self._choose(besides=first)
+            if begun or second == first:
+                raise
+        async with aclosing(self._listen(second, entry, prompt, sampling)) as events:
+            async for event in events:
+                yield event
 
     async def unload(self, entry: Entry) -> None:
         await asyncio.gather(*(server.unload(entry) for server in self.servers))
@@ -94,29 +101,35 @@ class SeveralTritons:
         )
 
     async def _ask(self, index: int, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
-        server = self.servers[index]
+        with self._called(index, entry):
+            return await self.servers[index].infer(entry, inputs, ticket)
+
+    async def _listen(self, index: int, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
+        with self._called(index, entry):
+            async with aclosing(self.servers[index].generate(entry, prompt, sampling)) as events:
+                async for event in events:
+                    yield event
+
+    @contextmanager
+    def _called(self, index: int, entry: Entry) -> Iterator[None]:
+        """One more call in flight; a server that turns out to be without the model is asked to load it."""
         self._in_flight[index] += 1
         try:
-            return await server.infer(entry, inputs, ticket)
+            yield
         except BackendUnavailableError:
-            if not server.breaker.open:
-                self._mend(index, entry, server.load(entry))
+            if not self.servers[index].breaker.open and (index, str(entry)) not in self._mending:
+                self._mend(index, entry)
             raise
         finally:
             self._in_flight[index] -= 1
 
-    def _mend(self, index: int, entry: Entry, load: Coroutine[Any, Any, None]) -> None:
+    def _mend(self, index: int, entry: Entry) -> None:
         """Load the entry on a server that answers, but was away when everybody else did."""
         key = (index, str(entry))
-        if key in self._mending:
-            load.close()
-            return
-        task = self._mending[key] = asyncio.create_task(_try(load))
-        task.add_done_callback(lambda _: self._mending.pop(key, None))
 
+        async def load() -> None:
+            with suppress(VitrineError):
+                await self.servers[index].load(entry)
 
-async def _try(load: Coroutine[Any, Any, None]) -> None:
-    try:
-        await load
-    except (InferenceError, VitrineError):
-        return
+        self._mending[key] = asyncio.create_task(load())
+        self._mending[key].add_done_callback(lambda _: self._mending.pop(key, None))

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -92,6 +92,7 @@ class TritonBackend:
         chat = entry.manifest.generation is not None
         if chat and entry.manifest.role != HOST:
             return  # the Python model of the host opens it itself
+        self._check_circuit()
         build = entry.name, entry.manifest.build
         async with self._loading:
             ready = await self._is_ready(entry)
@@ -133,29 +134,14 @@ class TritonBackend:
             BackendUnavailableError: the server does not answer.
             InferenceError: the model failed.
         """
-        stream = Stream(prompt, sampling)
-        tensors = [_tensor(name, array).set_data_from_numpy(array) for name, array in request_tensors(prompt, sampling).items()]
-
-        async def ask() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": entry.name, "inputs": tensors, "model_version": str(entry.version)}
-
-        last: Any = None
-        with translation(str(entry)), _stream_translation(str(entry)):
-            answers = self._client.stream_infer(ask())
-            try:
-                async for result, error in answers:
-                    if error is not None:
-                        raise error
-                    if is_last(result):
-                        last = result  # the call is over in a moment, by itself
-                    else:
-                        yield read_event(result, stream, str(entry))
-            finally:
-                if last is None:
-                    answers.cancel()
-        if last is None:
-            raise InferenceError(f"Triton ended an answer of {entry} before its end.")
-        yield read_event(last, stream, str(entry))
+        self._check_circuit()
+        try:
+            async with aclosing(self._stream(entry, prompt, sampling)) as events:
+                async for event in events:
+                    yield event
+        except (BackendUnavailableError, asyncio.CancelledError):  # away, or silent until nobody waited any more
+            self.breaker.suspect()
+            raise
 
     async def unload(self, entry: Entry) -> None:
         """Nothing is held here; the server keeps the model, which others may be using, until its version policy drops it."""
@@ -269,6 +255,31 @@ class TritonBackend:
             yield
         finally:
             self._slots.release()
+
+    async def _stream(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
+        stream = Stream(prompt, sampling)
+        tensors = [_tensor(name, array).set_data_from_numpy(array) for name, array in request_tensors(prompt, sampling).items()]
+
+        async def ask() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": entry.name, "inputs": tensors, "model_version": str(entry.version)}
+
+        last: Any = None
+        with translation(str(entry)), _stream_translation(str(entry)):
+            answers = self._client.stream_infer(ask())
+            try:
+                async for result, error in answers:
+                    if error is not None:
+                        raise error
+                    if is_last(result):
+                        last = result  # the call is over in a moment, by itself
+                    else:
+                        yield read_event(result, stream, str(entry))
+            finally:
+                if last is None:
+                    answers.cancel()
+        if last is None:
+            raise InferenceError(f"Triton ended an answer of {entry} before its end.")
+        yield read_event(last, stream, str(entry))
 
     async def _is_ready(self, entry: Entry) -> bool:
         with translation(str(entry)):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.backends.several import SeveralTritons
 from app.backends.triton import TritonBackend
 from app.errors import BackendUnavailableError, CapacityError, InvalidValueError
 from app.generate import Event, PreparedImage, Prompt, Sampling
@@ -128,6 +129,21 @@ async def test_a_client_that_leaves_frees_its_slot(backend: TritonBackend, decod
     assert events[0].token == 6
     for stream in streams:
         await stream.aclose()
+
+
+async def test_another_server_answers_for_one_that_is_away(served: tuple[str, tuple[Entry, ...]], decoder: Entry) -> None:
+    url, entries = served
+    several = SeveralTritons([TritonBackend(url), TritonBackend(f"127.0.0.1:{free_ports().grpc}")])
+    await several.start()
+    try:
+        for entry in entries:
+            await several.load(entry)
+        for _ in range(4):
+            async with aclosing(several.generate(decoder, ids(40, 41), Sampling(max_tokens=2))) as events:
+                assert [event.token async for event in events] == [42, 43]
+        assert several.troubles() == several.servers[1].troubles() != []
+    finally:
+        await several.close()
 
 
 async def test_a_server_that_is_away_is_told(decoder: Entry) -> None:
