@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from app import metrics
 from app.admission import Ticket
+from app.api.departure import CLIENT_CLOSED_REQUEST
 from app.errors import InvalidValueError
 from app.telemetry import Trace
 
@@ -33,7 +34,10 @@ def asked_timeout(headers: Mapping[str, str]) -> float | None:
 
 @dataclass
 class Call:
-    """One request to a task. `ticket` is None until it is admitted, and 500 is what nobody foresaw."""
+    """One request to a task. `ticket` is None until it is admitted, and 500 is what nobody foresaw.
+
+    Whatever its `status`, a request whose client hung up counts as 499.
+    """
 
     id: str
     task: str
@@ -53,13 +57,14 @@ class Call:
         """Write to the metrics of requests and stages, and end the trace."""
         seconds = time.perf_counter() - self.started
         ticket = self.ticket
+        status = CLIENT_CLOSED_REQUEST if ticket is not None and ticket.departed else self.status
         if ticket is None:
-            metrics.observe_request(self.task, "", self.status, seconds, {})
+            metrics.observe_request(self.task, "", status, seconds, {})
         else:
-            metrics.observe_request(self.task, ticket.model, self.status, seconds, ticket.stages)
+            metrics.observe_request(self.task, ticket.model, status, seconds, ticket.stages)
         if self.trace is not None:
             model, spans = ("", ()) if ticket is None else (ticket.model, ticket.spans or ())
-            self.trace.end(self.status, model, spans)
+            self.trace.end(status, model, spans)
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` in OpenAI's shape: admit, read, check, ask whoever answers, and pass the answer on as it grows."""
+"""`POST /v1/chat/completions` in OpenAI's shape: read, check, ask whoever answers, and pass the answer on as it grows."""
 
 import asyncio
 import logging
@@ -10,23 +10,23 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app import metrics
 from app.admission import Ticket
+from app.api.admitted import admitted
 from app.api.body import ImageUrl, json_image, read_body, read_json
-from app.api.call import Call, asked_timeout, server_timing
 from app.api.chat_schemas import ChatCompletionResponse, ChatRequest, read_chat
-from app.api.departure import CLIENT_CLOSED_REQUEST, cancelled_by_departure
+from app.api.departure import cancelled_by_departure
 from app.api.errors import log_failure
 from app.api.exchange import Answerer, Exchange, Question, SentImage
 from app.api.images import fetch_addresses
 from app.api.openai_errors import UNFORESEEN, OpenAIRoute, openai_error, openai_error_response
 from app.api.services import Services
 from app.api.sse import DONE, EventStream, encode_event
-from app.errors import CapacityError, InputError, VitrineError
+from app.chat import TASK
+from app.errors import InputError, VitrineError
 
 log = logging.getLogger("vitrine.chat")
 
-PATH, TASK = "/v1/chat/completions", "chat"
+PATH = "/v1/chat/completions"
 EXAMPLE = '{"messages": [{"role": "user", "content": "..."}]}'
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 Source = tuple[str, bytes | ImageUrl | InputError]
@@ -67,40 +67,28 @@ class ChatEndpoint:
         self._chat = chat
 
     async def answer(self, request: Request) -> Response:
-        tracing, request_id = self._services.tracing, request.state.request_id
-        call = Call(request_id, TASK, None if tracing is None else tracing.begin(PATH, request_id, request.headers))
+        return await admitted(request, self._services, path=PATH, task=TASK, answer=self._answer, refuse=openai_error_response)
+
+    async def _answer(self, request: Request, ticket: Ticket) -> Response:
         exchange = Exchange()
         with ExitStack() as held:
-            held.callback(call.observe)
             held.callback(exchange.observe)
-            response = await self._admitted(request, call, exchange, held)
-            call.status = response.status_code
-            return response
-
-    async def _admitted(self, request: Request, call: Call, exchange: Exchange, held: ExitStack) -> Response:
-        """The answer or its error. A stream takes what is `held` with it."""
-        try:
-            ticket = held.enter_context(self._services.admission.admit(call.id, asked_timeout(request.headers)))
-            call.admit(ticket)
-            question = await self._question(request, ticket, exchange)
-            with cancelled_by_departure(request, ticket):
-                if not question.asked.stream:
+            try:
+                question = await self._question(request, ticket, exchange)
+                with cancelled_by_departure(request, ticket):
+                    if not question.asked.stream:
+                        async with ticket.within_deadline():
+                            content = orjson.dumps(await self._chat.answerer.complete(question))
+                        return Response(content, media_type="application/json")
+                    events = self._chat.answerer.stream(question)
                     async with ticket.within_deadline():
-                        content = orjson.dumps(await self._chat.answerer.complete(question))
-                    return Response(content, headers=_timing(ticket), media_type="application/json")
-                events = self._chat.answerer.stream(question)
-                async with ticket.within_deadline():
-                    first = await anext(events)
-            return EventStream(_flow(first, events, question, call), held.pop_all(), _timing(ticket))
-        except VitrineError as error:
-            if isinstance(error, CapacityError):
-                metrics.count_refusal(error)
-            return openai_error_response(error, call.id)
-        except asyncio.CancelledError:
-            if call.ticket is None or not call.ticket.departed:
+                        first = await anext(events)
+            except asyncio.CancelledError:
+                exchange.end("cancelled")
                 raise
-            exchange.end("cancelled")
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+            stream = EventStream(_flow(first, events, question))
+            stream.held.push(held.pop_all())
+            return stream
 
     async def _question(self, request: Request, ticket: Ticket, exchange: Exchange) -> Question:
         """What is asked, with the bytes of every image; from here on the answer has the time of a chat."""
@@ -124,7 +112,7 @@ class ChatEndpoint:
         return asked, [(name, json_image(part.image_url.url)) for name, part in asked.image_parts()]
 
 
-async def _flow(first: bytes, events: AsyncGenerator[bytes], question: Question, call: Call) -> AsyncGenerator[bytes]:
+async def _flow(first: bytes, events: AsyncGenerator[bytes], question: Question) -> AsyncGenerator[bytes]:
     """All events of a stream; what goes wrong when it has begun is its last but one."""
     ticket, exchange = question.ticket, question.exchange
     async with aclosing(events):
@@ -133,16 +121,16 @@ async def _flow(first: bytes, events: AsyncGenerator[bytes], question: Question,
             while (event := await _next(events, ticket)) is not None:
                 yield event
         except VitrineError as error:
-            log_failure(error, call.id)
+            log_failure(error, ticket.id)
             exchange.end("error")
             yield encode_event(openai_error(error))
             yield DONE
         except (asyncio.CancelledError, GeneratorExit):
             exchange.end("cancelled")
-            call.status = CLIENT_CLOSED_REQUEST if exchange.outcome == "cancelled" else call.status
+            ticket.departed |= exchange.outcome == "cancelled"
             raise
         except Exception:
-            log.exception("request %s failed in the middle of its stream", call.id)
+            log.exception("request %s failed in the middle of its stream", ticket.id)
             exchange.end("error")
             yield encode_event(openai_error(VitrineError(UNFORESEEN)))
             yield DONE
@@ -151,7 +139,3 @@ async def _flow(first: bytes, events: AsyncGenerator[bytes], question: Question,
 async def _next(events: AsyncGenerator[bytes], ticket: Ticket) -> bytes | None:
     async with ticket.within_deadline():
         return await anext(events, None)
-
-
-def _timing(ticket: Ticket) -> dict[str, str]:
-    return {"Server-Timing": server_timing(ticket.stages)}

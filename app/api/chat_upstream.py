@@ -11,6 +11,7 @@ from app.api.errors import REQUEST_ID_HEADER
 from app.api.exchange import Exchange, Question, SentImage
 from app.api.sse import DONE
 from app.backends.base import together
+from app.chat import TASK
 from app.errors import InputError, ModelNotChosenError, ModelNotFoundError, UpstreamError
 from app.pipeline import Pipeline
 from app.upright import UprightFile, upright_file
@@ -63,7 +64,7 @@ class UpstreamChat:
         model = self._model(question.asked.model)
         question.exchange.model = question.ticket.model = model if self._models else ANY_MODEL
         files = await together(self._upright(image, question) for image in question.images)
-        metrics.count_images("chat", question.ticket.model, len(files), ())
+        metrics.count_images(TASK, question.ticket.model, len(files), ())
 
         def write() -> bytes:
             document = question.asked.model_dump(exclude_unset=True) | {"model": model}
@@ -82,7 +83,7 @@ class UpstreamChat:
                 image.content, None, question.ticket, lambda pixels, info: upright_file(image.content, pixels, info)
             )
         except InputError as error:
-            metrics.count_images("chat", question.ticket.model, 0, [error])
+            metrics.count_images(TASK, question.ticket.model, 0, [error])
             raise type(error)(error.detail, field=image.field) from error
         metrics.observe_image(len(image.content), file.width * file.height)
         return file

@@ -17,15 +17,18 @@ def encode_event(document: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Sends events as they come. A client that hangs up ends `events` where they wait, at once; `held` is closed in any case."""
+    """Sends events as they come. A client that hangs up ends `events` where they wait, at once.
 
-    def __init__(self, events: AsyncGenerator[bytes], held: ExitStack, headers: Mapping[str, str]) -> None:
-        super().__init__(events, headers={**HEADERS, **headers}, media_type="text/event-stream")
+    Whatever is to last as long as the stream goes to `held`, which is closed in any case.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(events, headers=HEADERS, media_type="text/event-stream")
+        self.held = ExitStack()
         self._events = events
-        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self.held:
             try:
                 await super().__call__(scope, receive, send)
             finally:
