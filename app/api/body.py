@@ -28,6 +28,7 @@ from app.errors import (
 )
 
 MAX_FIELDS = 16  # parts of a form that are no images
+PARSED_ON_THE_LOOP = 256 * 1024  # bytes; larger bodies are taken to pieces on a thread
 FORM = "multipart/form-data"
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
 

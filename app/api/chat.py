@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.admission import Ticket
 from app.api.admitted import admitted
-from app.api.body import ImageUrl, json_image, read_body, read_json
+from app.api.body import PARSED_ON_THE_LOOP, ImageUrl, json_image, read_body, read_json
 from app.api.chat_schemas import ChatCompletionResponse, ChatRequest, read_chat
 from app.api.departure import cancelled_by_departure
 from app.api.errors import log_failure
@@ -28,7 +28,6 @@ log = logging.getLogger("vitrine.chat")
 
 PATH = "/v1/chat/completions"
 EXAMPLE = '{"messages": [{"role": "user", "content": "..."}]}'
-PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 Source = tuple[str, bytes | ImageUrl | InputError]
 """An image as it was sent, with the name of its parameter."""
 

@@ -16,7 +16,7 @@ from app.admission import Ticket
 from app.api import schemas
 from app.api.accept import choose
 from app.api.admitted import admitted
-from app.api.body import Parsed, add_field, is_image, parse_body, read_body
+from app.api.body import PARSED_ON_THE_LOOP, Parsed, add_field, is_image, parse_body, read_body
 from app.api.departure import cancelled_by_departure
 from app.api.description import describe_request, describe_responses
 from app.api.errors import error_response, log_failure, problem
@@ -32,8 +32,6 @@ from app.pipeline import Answer, Draw, Item, Source
 from app.tasks.tokenize import codebook_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-PARSED_ON_THE_LOOP = 256 * 1024  # bytes
 
 
 def task_endpoints(services: Services) -> dict[str, Endpoint]:
