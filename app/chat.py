@@ -16,7 +16,8 @@ from app.backends.base import GeneratingBackend
 from app.chat_prompt import ChatPrompts, Message, chat_prompts, prepare_image
 from app.chat_text import TextStream
 from app.decode import ImageInfo
-from app.errors import ModelUnavailableError
+from app.errors import InputError, ModelUnavailableError
+from app.formats import label
 from app.generate import HOST, Finish, PreparedImage, Prompt, Sampling
 from app.manifest import Entry, Generation
 from app.pipeline import Pipeline
@@ -86,7 +87,11 @@ class ChatModels:
                 _, rows, columns = prepared.grid_thw
                 return SeenImage(prepared, columns * generation.patch_size, rows * generation.patch_size, info)
 
-        seen = await self._pipeline.with_pixels(content, None, ticket, use)
+        try:
+            seen = await self._pipeline.with_pixels(content, None, ticket, use)
+        except InputError as error:
+            metrics.count_undecodable(error, label(content))
+            raise
         metrics.observe_image(len(content), seen.original.width * seen.original.height)
         return seen
 

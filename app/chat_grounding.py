@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from app import metrics
 from app.admission import Ticket
 from app.catalog import Catalog
 from app.chat import ChatModels, SeenImage
 from app.errors import InferenceError, InputError, InvalidValueError
-from app.formats import label
 from app.generate import HOST, Sampling
 from app.manifest import Entry
 from app.masks import Box
@@ -79,7 +77,6 @@ class ChatGrounding:
         try:
             seen = await self._models.look(source, entry, ticket)
         except InputError as error:
-            metrics.count_undecodable(error, label(source))
             return Item(None, error=error)
         try:
             found = [await self._ground(phrase, seen, entry, ticket) for phrase in options.phrases]

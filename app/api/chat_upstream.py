@@ -13,6 +13,7 @@ from app.api.sse import DONE
 from app.backends.base import together
 from app.chat import TASK
 from app.errors import InputError, ModelNotChosenError, ModelNotFoundError, UpstreamError
+from app.formats import label
 from app.pipeline import Pipeline
 from app.upright import UprightFile, upright_file
 from app.upstream import Upstream
@@ -83,6 +84,7 @@ class UpstreamChat:
                 image.content, None, question.ticket, lambda pixels, info: upright_file(image.content, pixels, info)
             )
         except InputError as error:
+            metrics.count_undecodable(error, label(image.content))
             metrics.count_images(TASK, question.ticket.model, 0, [error])
             raise type(error)(error.detail, field=image.field) from error
         metrics.observe_image(len(image.content), file.width * file.height)

@@ -146,6 +146,12 @@ def test_images_are_refused_by_their_place(client: TestClient) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
+def test_an_image_that_does_not_decode_is_counted(client: TestClient) -> None:
+    before = metric(client.get("/metrics").text, "vitrine_decode_failures_total", format="unknown")
+    client.post(PATH, json=body("hi", b"none"))
+    assert metric(client.get("/metrics").text, "vitrine_decode_failures_total", format="unknown") == before + 1
+
+
 def test_the_default_ends_where_the_model_has_no_more_room(client: TestClient) -> None:
     answer = client.post(PATH, json=body("hi")).json()
     assert answer["usage"]["total_tokens"] == MAX_LENGTH
