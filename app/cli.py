@@ -64,6 +64,7 @@ def serve(
     default_ground: Annotated[str | None, typer.Option(help="Grounding model that answers when none is named.")] = None,
     default_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that answers when none is named.")] = None,
     default_embed: Annotated[str | None, typer.Option(help="Model that embeds when none is named.")] = None,
+    default_chat: Annotated[str | None, typer.Option(help="Model that chats when none is named.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.", show_default="1")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
