@@ -447,9 +447,8 @@ def _client(url: str, local: bool, repository: Path | None) -> "Iterator[Client]
             from app.local_gateway import LocalGatewayError, local_gateway  # noqa: PLC0415
 
             settings = _settings(repository=repository, preload=False, repository_poll=0)
-            for_this_alone = settings.model_copy(update={"api_keys": (), "api_keys_file": None})
             try:
-                with local_gateway(for_this_alone) as address, Client(address) as client:
+                with local_gateway(settings) as address, Client(address) as client:
                     yield client
             except LocalGatewayError as error:
                 _fail(str(error))

@@ -20,10 +20,13 @@ class LocalGatewayError(Exception):
 def local_gateway(settings: Settings) -> Iterator[str]:
     """A real gateway in a thread of this process, on a free port of this machine that only the block knows of: its address.
 
+    It wants no API keys, whatever the settings say.
+
     Raises:
         LocalGatewayError: it did not start.
     """
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
+    app = create_app(settings.model_copy(update={"api_keys": (), "api_keys_file": None}))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,5 +1,6 @@
 """`python -m export eval MODEL --data ...`: what is asked of which gateway; what is done about it is in `plans.py`."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,14 +78,14 @@ def main(
 
 @contextmanager
 def served(url: str | None, repository: Path | None) -> Iterator[Client]:
-    """A client of the gateway at `url`, or of one on `repository` that lives as long as this block.
+    """A client of the gateway at `url`, which is sent the key of `VITRINE_API_KEY`, or of one on `repository` for this block alone.
 
     Raises:
         EvaluationError: the environment's settings of the gateway cannot be used.
         LocalGatewayError: it does not start.
     """
     if url is not None:
-        with Client(url, TIMEOUT) as client:
+        with Client(url, TIMEOUT, os.environ.get("VITRINE_API_KEY")) as client:
             yield client
         return
     given: dict[str, Any] = {"preload": False, "repository_poll": 0, "request_timeout": TIMEOUT}

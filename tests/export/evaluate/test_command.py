@@ -10,10 +10,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from app.keys import make_key
 from export.evaluate.command import app
 from tests import tokenizer_repository
 from tests.export.evaluate.conftest import is_one_sentence, paint
-from tests.gateway import environment, free_port
+from tests.gateway import environment, free_port, gateway
 
 Ask = Callable[..., Result]
 RED = (220, 10, 10)
@@ -23,6 +24,19 @@ RED = (220, 10, 10)
 def pictures(tmp_path: Path) -> Path:
     paint(tmp_path / "data/red/a.png", RED)
     return tmp_path / "data"
+
+
+def test_keys(repository: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent to a gateway that wants one; that of the command itself wants none."""
+    key, known = make_key("measures")
+    monkeypatch.setenv("VITRINE_API_KEYS", str(known))
+    command = ["colours", "--data", str(pictures)]
+    assert CliRunner().invoke(app, [*command, "--repository", str(repository)]).exit_code == 0
+    with gateway(repository, api_keys=str(known)) as url:
+        refused = CliRunner().invoke(app, [*command, "--url", url])
+        assert is_one_sentence(refused, "wants an API key")
+        monkeypatch.setenv("VITRINE_API_KEY", key)
+        assert CliRunner().invoke(app, [*command, "--url", url]).exit_code == 0
 
 
 def test_as_a_process_without_a_gateway_and_without_torch(repository: Path, pictures: Path, tmp_path: Path) -> None:
