@@ -309,7 +309,8 @@ class Similarities:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model of the repository. `version` is the one that answers when none is named."""
+    """One model of the repository. `version` is the one that answers when none is named; `phrases` is how many a detector without
+    classes of its own looks for at once, None of other models."""
 
     id: str
     task: str | None
@@ -320,6 +321,7 @@ class ModelInfo:
     status: str
     default: bool = False
     problems: tuple[str, ...] = ()
+    phrases: int | None = None
 
 
 @dataclass(frozen=True)

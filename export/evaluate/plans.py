@@ -58,7 +58,7 @@ def find(client: Client, name: str) -> Subject:
     except ClientError as error:
         if error.status != 404:
             raise
-        known = ", ".join(model.id for model in client.models() if model.task in PLANS) or "none"
+        known = ", ".join(model.id for model in client.models() if model.task in PLANS and model.phrases is None) or "none"
         raise EvaluationError(f"There is no model {name}; models to evaluate are: {known}.") from error
     version = name.partition("@")[2] or found.version
     if found.manifest is None or version is None:
@@ -87,6 +87,8 @@ def _classifier(subject: Subject, given: Given) -> Work:
 
 
 def _detector(subject: Subject, given: Given) -> Work:
+    if subject.manifest.text is not None:
+        raise EvaluationError(f"{subject.name} looks for phrases and has no classes of its own; there is no measure for that.")
     detection.check_tools()
     if given.masks and (subject.manifest.detection is None or subject.manifest.detection.masks is None):
         raise EvaluationError(f"{subject.name} has no masks.")

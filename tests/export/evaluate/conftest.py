@@ -33,6 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_detector(repository, in_frame(FOUND, letterbox(), SIZE), [0.9, 0.8, 0.3], [0, 1, 2])
     add_detector(repository, in_frame(FOUND, letterbox(), SIZE), [0.9, 0.8, 0.3], [0, 1, 2], name="unnamed", labels=())
     add_detector(repository, in_frame(FOUND, letterbox(), SIZE), [0.9, 0.8, 0.3], [0, 1, 2], name="masked", masks=True)
+    add_detector(repository, in_frame(FOUND, letterbox(), SIZE), [0.9, 0.8, 0.3], [0, 1, 2], name="seeker", phrases=3)
     twins = ("Cup", "cup", "0")
     add_detector(repository, in_frame(FOUND, letterbox(), SIZE), [0.8, 0.9, 0.3], [0, 1, 2], name="twins", labels=twins)
     add_grounder(repository, in_frame([POINTED], letterbox("centre"), SIZE))

@@ -187,6 +187,11 @@ def test_masks_are_measured_beside_boxes(url: str, figures: Figures, write: Call
     assert {*json.loads((tmp_path / "results.json").read_text())[0]} == {"image_id", "category_id", "bbox", "score", "segmentation"}
 
 
+def test_a_detector_that_looks_for_phrases(ask: Ask, write: Callable[[Any], Path], tmp_path: Path) -> None:
+    command = ("--data", write(document((0, CIRCLE))), "--images", tmp_path / "images")
+    assert is_one_sentence(ask("seeker", *command), "seeker@1 looks for phrases")
+
+
 def test_masks_that_are_not_there(ask: Ask, write: Callable[[Any], Path], tmp_path: Path) -> None:
     described = document((0, CIRCLE), (1, SQUARE))
     command = ("--data", write(described), "--images", tmp_path / "images", "--masks")
