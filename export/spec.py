@@ -184,6 +184,11 @@ class LoadedDetector:
         return {"labels": self.labels, "detection": self.detection, "text": self.text}
 
 
+def tokenizer_artifact(content: bytes) -> ArtifactFile:
+    """What a manifest says of a `tokenizer.json`."""
+    return ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer. `file` is its `tokenizer.json`, which the gateway runs; `ids` is the library's own way from a phrase to all of
@@ -197,8 +202,8 @@ class Vocabulary:
 
     def text(self, length: int, *, too_long: LongPhrases = "refuse", phrases: int | None = None) -> Text:
         """What the manifest says of it."""
-        file = ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(self.file).hexdigest(), size=len(self.file))
-        return Text(tokenizer=file, length=length, padding_id=self.padding_id, phrases=phrases, too_long=too_long)
+        tokenizer = tokenizer_artifact(self.file)
+        return Text(tokenizer=tokenizer, length=length, padding_id=self.padding_id, phrases=phrases, too_long=too_long)
 
     def rows(self, phrases: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and mask, int64 [phrases,length] each. What is too long loses its end, but not the last special token."""
@@ -255,9 +260,8 @@ class LoadedDualEncoder:
     @property
     def answers(self) -> dict[str, Any]:
         """What the manifest says of the vectors, and of the texts."""
-        content = self.vocabulary.file
         text = Text(
-            tokenizer=ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(content).hexdigest(), size=len(content)),
+            tokenizer=tokenizer_artifact(self.vocabulary.file),
             length=self.network.length,
             padding_id=self.vocabulary.padding_id,
             too_long="truncate",

@@ -4,7 +4,6 @@ Without a path it is a random network of small sizes, whose tokenizer is made he
 `vision_config` as transformers' `Qwen2_5_VLConfig` names them. Paper: Qwen2.5-VL Technical Report, 2025.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from app.manifest import ArtifactFile, Generation, Preprocessing
+from app.manifest import Generation, Preprocessing
 from export.informative import informative_chat
 from export.phrases import grounding_phrases
 from export.provenance import describe_source
-from export.spec import TOKENIZER_FILE, ExportError, ExportRequest, LoadedChat, MissingToolError
+from export.spec import TOKENIZER_FILE, ExportError, ExportRequest, LoadedChat, MissingToolError, tokenizer_artifact
 from export.weights import load_weights, read_checkpoint
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -168,7 +167,7 @@ def _generation(network: Any, processor: Any, tokenizer: bytes) -> Generation:
     ends = network.generation_config.eos_token_id
     ends = text.eos_token_id if ends is None else ends
     return Generation(
-        tokenizer=ArtifactFile(file=TOKENIZER_FILE, sha256=hashlib.sha256(tokenizer).hexdigest(), size=len(tokenizer)),
+        tokenizer=tokenizer_artifact(tokenizer),
         chat_template=template,
         max_length=text.max_position_embeddings,
         vocabulary=text.vocab_size,
