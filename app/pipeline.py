@@ -105,7 +105,8 @@ class Pipeline:
             InvalidValueError, CapacityError, BackendError: concern the whole request.
             DeadlineError: the ticket's time ran out.
         """
-        self.backend.check_room(entries[0])
+        if sources:
+            self.backend.check_room(entries[0])
         if len(sources) == 1:
             prepared = [await self._prepare(task, sources[0], entries[0], options, ticket)]
         else:
