@@ -6,7 +6,7 @@ Its errors become those of `app/errors.py` here, in one place; neither its addre
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ class Upstream:
             raise UpstreamError("The model server gave no chat completion.")
         return answer
 
-    async def events(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Event]:
+    async def events(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[Event]:
         """The events of a streamed answer, each as soon as its last byte is there, up to `[DONE]`.
 
         Raises:

@@ -123,7 +123,7 @@ def _describe(name: str, engine: Engine, build: Build, loaded: AnyLoaded, reques
         inputs=engine.interface.inputs,
         outputs=engine.interface.outputs,
         preprocessing=loaded.preprocessing.model_copy(update={"scaled_decoding": False}),
-        **{name: answer for name, answer in loaded.answers.items() if reads or name != "text"},
+        **{field: answer for field, answer in loaded.answers.items() if reads or field != "text"},
         source=loaded.source,
         precision=engine.precision,
         parameters=engine.parameters,

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, get_args
 
 import orjson
@@ -43,17 +44,18 @@ class UpstreamChat:
         exchange = question.exchange
         outcome: metrics.ChatOutcome | None = None
         done = False
-        async for event in self._upstream.events(body, _headers(question)):
-            document = event.document
-            if document is not None:
-                if _says_something(document):
-                    exchange.token()
-                _count(document, exchange)
-                outcome = _outcome(document) or outcome
-            done = event.done
-            if done and outcome is not None:
-                exchange.end(outcome)
-            yield event.content
+        async with aclosing(self._upstream.events(body, _headers(question))) as events:
+            async for event in events:
+                document = event.document
+                if document is not None:
+                    if _says_something(document):
+                        exchange.token()
+                    _count(document, exchange)
+                    outcome = _outcome(document) or outcome
+                done = event.done
+                if done and outcome is not None:
+                    exchange.end(outcome)
+                yield event.content
         if outcome is None:
             raise UpstreamError("The model server broke off its answer.")
         exchange.end(outcome)
