@@ -15,10 +15,11 @@ from app.api.admitted import admitted
 from app.api.body import PARSED_ON_THE_LOOP, ImageUrl, json_image, read_body, read_json
 from app.api.chat_schemas import ChatCompletionResponse, ChatRequest, read_chat
 from app.api.departure import cancelled_by_departure
+from app.api.description import OPENAI_ERRORS, describe_document
 from app.api.errors import log_failure
 from app.api.exchange import Answerer, Exchange, Question, SentImage
 from app.api.images import fetch_addresses
-from app.api.openai_errors import UNFORESEEN, OpenAIRoute, openai_error, openai_error_response
+from app.api.openai_errors import UNFORESEEN, ErrorsResponse, OpenAIRoute, openai_error, openai_error_response
 from app.api.services import Services
 from app.api.sse import DONE, EventStream, encode_event
 from app.chat import TASK
@@ -50,10 +51,12 @@ def chat_router(services: Services, chat: ChatService) -> APIRouter:
         summary="Answer a conversation with images",
         operation_id=TASK,
         response_model=None,
-        responses={200: {"model": ChatCompletionResponse, "description": "or, with `stream`, server-sent events"}},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+        responses={
+            200: {"model": ChatCompletionResponse, "description": "or, with `stream`, server-sent events"},
+            **OPENAI_ERRORS,
+            502: {"model": ErrorsResponse},
         },
+        openapi_extra=describe_document(ChatRequest),
     )
     return router
 

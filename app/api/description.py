@@ -1,9 +1,12 @@
-"""The OpenAPI of the task routes, which read their bodies and write their answers themselves."""
+"""The OpenAPI of routes that read their bodies and write their answers themselves."""
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.api import schemas
 from app.api.forms import COCO, JSON, NPY
+from app.api.openai_errors import ErrorsResponse
 from app.api.routes import TaskRoute
 from app.token_format import MEDIA_TYPE
 
@@ -16,6 +19,7 @@ HEADERS = {
     "X-SSIM": "per image, as X-PSNR",
 }
 ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorsResponse} for status in ERRORS}
 
 
 def describe_request(route: TaskRoute) -> dict[str, Any]:
@@ -41,6 +45,22 @@ def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
         names = HEADERS if route.marks is None else ("X-Model",)
         answer["headers"] = {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
     return {200: answer, **{status: {"model": schemas.ProblemResponse} for status in statuses}}
+
+
+def describe_document(model: type[BaseModel]) -> dict[str, Any]:
+    """A body that is a JSON document. The parts of `model` are written out: an operation has no place for definitions."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def written_out(part: Any) -> Any:
+        if isinstance(part, list):
+            return [written_out(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        known = definitions[part["$ref"].rpartition("/")[2]] if "$ref" in part else {}
+        return {name: written_out(each) for name, each in (known | part).items() if name != "$ref"}
+
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": written_out(schema)}}}}
 
 
 def _images(properties: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,7 @@ KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
 }
-PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
-REFUSALS = {
-    "401": {"description": "No key, or none that is known", "content": PROBLEM},
-    "403": {"description": "A key of another kind", "content": PROBLEM},
-}
+REFUSALS = {"401": "No key, or none that is known", "403": "A key of another kind"}
 
 
 def install(app: FastAPI) -> None:
@@ -41,7 +37,11 @@ def describe_keys(app: FastAPI) -> None:
         for path, operations in document["paths"].items():
             for operation in operations.values() if not is_open(path) else ():
                 operation["security"] = [{name: []} for name in KEY_SCHEMES]
-                operation["responses"] |= REFUSALS
+                shape = "ErrorsResponse" if "openai" in operation["tags"] else "ProblemResponse"
+                content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+                operation["responses"] |= {
+                    status: {"description": description, "content": content} for status, description in REFUSALS.items()
+                }
         return document
 
     app.openapi = with_keys  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from app.admission import Ticket
 from app.api.admitted import admitted
 from app.api.body import ImageUrl, json_image, read_body, read_json
 from app.api.departure import cancelled_by_departure
+from app.api.description import OPENAI_ERRORS, describe_document
 from app.api.images import fetch_addresses
 from app.api.openai_errors import OpenAIRoute, openai_error_response
 from app.api.services import Services
@@ -60,17 +61,6 @@ class EmbeddingsResponse(BaseModel):
     usage: UsageResponse
 
 
-class ErrorResponse(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorsResponse(BaseModel):
-    error: ErrorResponse
-
-
 def embeddings_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 
@@ -79,10 +69,8 @@ def embeddings_router(services: Services) -> APIRouter:
         summary="Embed texts and images, in OpenAI's shape",
         operation_id="embeddings",
         response_model=EmbeddingsResponse,
-        responses={status: {"model": ErrorsResponse} for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}}}
-        },
+        responses=OPENAI_ERRORS,
+        openapi_extra=describe_document(EmbeddingsRequest),
     )
     async def embeddings(request: Request) -> Response:
         answer = partial(_answer, services=services)

@@ -8,6 +8,7 @@ import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -15,6 +16,18 @@ from app import errors
 from app.api.errors import headers_of, log_failure, status_of
 
 log = logging.getLogger("vitrine.api")
+
+
+class ErrorResponse(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorsResponse(BaseModel):
+    error: ErrorResponse
+
 
 UNFORESEEN = "Something went wrong in the server; its log says more under this request id."
 

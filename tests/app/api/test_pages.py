@@ -1,10 +1,15 @@
 """The documentation, without internet, and what is not there."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+from app.keys import ApiKey, make_key
+from tests.app.api.conftest import MakeClient
 
 PAGES = ("/docs", "/status")
 MAY = {"/docs": {"style-src": "'self' 'unsafe-inline'", "img-src": "'self' data: blob:"}, "/status": {}}
@@ -36,6 +41,23 @@ def test_pages_have_nothing_inline_and_name_only_files_that_are_there(client: Te
             200,
             "nosniff" if "assets" in address else None,
         )
+
+
+def references(part: Any) -> Iterator[str]:
+    """Every `$ref` of a document."""
+    if isinstance(part, list):
+        part = dict(enumerate(part))
+    for name, each in part.items() if isinstance(part, dict) else ():
+        if name == "$ref":
+            yield each
+        yield from references(each)
+
+
+@pytest.mark.parametrize("keys", [(), (make_key("reader")[1],)], ids=["open", "keys"])
+def test_openapi_refers_to_what_it_has(make_client: MakeClient, keys: tuple[ApiKey, ...]) -> None:
+    document = make_client(api_keys=keys).get("/openapi.json").json()
+    wanted = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
+    assert wanted <= document["components"]["schemas"].keys()
 
 
 def test_openapi_types_the_task(client: TestClient) -> None:
