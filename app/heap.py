@@ -1,7 +1,8 @@
 """Keep freed memory in the process, so that the next image does not ask the kernel for it again.
 
-glibc gives large buffers back as soon as they are free, and the kernel clears every page that it hands out anew. A body of 3.7 MB
-arrives in pieces of up to 256 KB; with pages cleared for each of them, receiving it took 8 ms of CPU instead of 3.
+glibc gives large buffers back as soon as they are free, and the kernel clears every page that it hands out anew. What that costs
+depends on what else lies on the heap: a server that only takes bodies of 3.7 MB spends 3 ms of CPU on each instead of 8, the
+gateway as much as before; but its memory comes to its level at once and stays there, instead of growing for thousands of requests.
 """
 
 import ctypes
