@@ -9,18 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from app.errors import InvalidValueError
-from app.manifest import Check, Embedding, Entry, GoldenExample, Verification
+from app.manifest import Check, Embedding, Entry, GoldenExample
 from app.text import phrase_tokenizer
 from export.agreement import SENSITIVITY, at_least, at_most, compare_pixels
-from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
 from export.phrases import broken_texts, difficult_phrases, grounding_phrases
 from export.reference import reference_pixels
-from export.runner import Infer, open_engine
-from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
-from export.spec import DualReference, Staged, VerificationError, image_tensor
+from export.runner import Infer
+from export.served import Frames, ask, batches_for, served_pixels, staged_entry
+from export.spec import DualReference, Staged, image_tensor
+from export.verify_pair import verify_pair
 
 Vectors = NDArray[Any]
+REFERENCE = "open_clip's tokenizer, torchvision and the network before any rewriting"
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,7 @@ def verify_dual_encoder(build: Sequence[Staged], reference: DualReference) -> tu
     """
     entries = [staged_entry(staged) for staged in build]
     verifier = _Verifier(entries, reference, golden_images())
-    records = []
-    for entry, checks_of in zip(entries, (verifier.check_images, verifier.check_texts), strict=True):
-        with open_engine(entry) as infer:
-            records.append(verifier.record(tuple(checks_of(infer))))
-    if not all(record.passed for record in records):
-        checks = tuple(check for record in records for check in record.checks)
-        raise VerificationError(failure(checks), verifier.record(checks))
-    for staged, entry, record in zip(build, entries, records, strict=True):
-        with open_engine(entry) as infer, writing(staged.path):
-            golden = tuple(verifier.write_golden(entry, infer))
-            write_manifest(staged.path, entry.manifest.model_copy(update={"verification": record, "golden": golden}))
-    return tuple(Staged(staged.path, staged_entry(staged).manifest) for staged in build)
+    return verify_pair(build, entries, verifier, (verifier.check_images, verifier.check_texts), REFERENCE)
 
 
 class _Verifier:
@@ -112,15 +102,6 @@ class _Verifier:
         yield from self._sight(alone, {"a text cut off": cut, "another text": others})
         ours, theirs = (_fit(*pair, self.embedding) for pair in ((self.seen, alone), (self.on_frames, self.on_texts)))
         yield at_most("images x texts: probabilities", np.abs(ours - theirs).max(), self.tolerance.probability)
-
-    def record(self, checks: tuple[Check, ...]) -> Verification:
-        return Verification(
-            reference="open_clip's tokenizer, torchvision and the network before any rewriting",
-            images=len(self.images),
-            batch_sizes=self.batches,
-            checks=checks,
-            accuracy={},
-        )
 
     def write_golden(self, entry: Entry, infer: Infer) -> Iterator[GoldenExample]:
         """Images that travel, or texts; `app/golden.py` asks for their vectors wherever the engine is served."""

@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.manifest import Check, GoldenExample, Manifest, Preprocessing, Verification
+from app.manifest import Check, Entry, GoldenExample, Manifest, Preprocessing
 from export.agreement import at_least, compare_pixels
-from export.files import write_manifest, writing
 from export.golden import GoldenImage, golden_images
 from export.reference import reference_pixels
-from export.runner import Infer, open_engine
-from export.served import Frames, ask, batches_for, failure, served_pixels, staged_entry
-from export.spec import Staged, VerificationError, image_tensor
+from export.runner import Infer
+from export.served import Frames, ask, batches_for, served_pixels, staged_entry
+from export.spec import Staged, image_tensor
 from export.token_agreement import (
     MOVED,
     TOLERANCES,
@@ -26,8 +25,10 @@ from export.token_agreement import (
     moved_pixels,
 )
 from export.tokenizer import Tokenizer
+from export.verify_pair import verify_pair
 
 Tokens = NDArray[Any]
+REFERENCE = "torchvision and the network before any rewriting, nearest codes in float64"
 _ONE_LEVEL = 1.0
 
 
@@ -43,18 +44,7 @@ def verify_tokenizer(build: Sequence[Staged], network: Tokenizer) -> tuple[Stage
     """
     entries = [staged_entry(staged) for staged in build]
     verifier = _Verifier(entries[0].manifest, network, golden_images())
-    records = []
-    for entry, checks_of in zip(entries, (verifier.check_tokens, verifier.check_images), strict=True):
-        with open_engine(entry) as infer:
-            records.append(verifier.record(tuple(checks_of(infer))))
-    if not all(record.passed for record in records):
-        checks = tuple(check for record in records for check in record.checks)
-        raise VerificationError(failure(checks), verifier.record(checks))
-    for staged, entry, record in zip(build, entries, records, strict=True):
-        with open_engine(entry) as infer, writing(staged.path):
-            golden = tuple(verifier.write_golden(staged, infer))
-            write_manifest(staged.path, entry.manifest.model_copy(update={"verification": record, "golden": golden}))
-    return tuple(Staged(staged.path, staged_entry(staged).manifest) for staged in build)
+    return verify_pair(build, entries, verifier, (verifier.check_tokens, verifier.check_images), REFERENCE)
 
 
 class _Verifier:
@@ -109,30 +99,21 @@ class _Verifier:
             moved = np.median([moved_pixels(one, other) for one, other in zip(alone, images, strict=True)])
             yield at_least(f"sees {what}: pixels", moved, MOVED, "of pixels")
 
-    def record(self, checks: tuple[Check, ...]) -> Verification:
-        return Verification(
-            reference="torchvision and the network before any rewriting, nearest codes in float64",
-            images=len(self.images),
-            batch_sizes=self.batches,
-            checks=checks,
-            accuracy={},
-        )
-
-    def write_golden(self, staged: Staged, infer: Infer) -> Iterator[GoldenExample]:
+    def write_golden(self, entry: Entry, infer: Infer) -> Iterator[GoldenExample]:
         """The raw outputs of the images that travel; `app/golden.py` asks for them again wherever the engine is served."""
-        manifest, outliers = staged.manifest, self.tolerance.golden
+        manifest, outliers = entry.manifest, self.tolerance.golden
         for image, frame, tokens in zip(self.images, self.frames, self._given(), strict=True):
             if not image.travels:
                 continue
             stem = f"golden/{image.name.partition('.')[0]}"
             outputs = f"{stem}.npz"
             if manifest.role == "tokenize":
-                np.savez(staged.path / outputs, tokens=infer(frame[None]))
+                np.savez(entry.path / outputs, tokens=infer(frame[None]))
                 yield GoldenExample(image=f"golden/{image.name}", outputs=outputs, tolerance=0.5, outliers=outliers)
             else:
                 inputs = f"{stem}.tokens.npz"
-                np.savez(staged.path / inputs, tokens=tokens[None])
-                np.savez_compressed(staged.path / outputs, image=infer(tokens[None]))
+                np.savez(entry.path / inputs, tokens=tokens[None])
+                np.savez_compressed(entry.path / outputs, image=infer(tokens[None]))
                 yield GoldenExample(inputs=inputs, outputs=outputs, tolerance=_ONE_LEVEL, outliers=outliers)
 
     def _given(self) -> Tokens:

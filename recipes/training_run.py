@@ -1,5 +1,6 @@
 """A training run that ends with its time on any machine and goes on where it was interrupted; what the recipes on scenes share."""
 
+import argparse
 import json
 import math
 import time
@@ -8,6 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+
+def make_parser(document: str | None, out: Path) -> argparse.ArgumentParser:
+    """The options of every recipe on scenes; `document` is the recipe's docstring, `out` where it writes by default."""
+    parser = argparse.ArgumentParser(description=document.splitlines()[0] if document else None)
+    parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="where drawn scenes are kept: 4.2 GB for 16,000")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--minutes", type=float, default=60, help="length of the run, evaluations included")
+    parser.add_argument("--steps", type=int, default=10**9, help="end after this many steps at the latest")
+    parser.add_argument("--evaluate-minutes", type=float, default=5, help="minutes between evaluations, each saves a checkpoint")
+    parser.add_argument("--scenes", type=int, default=16000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 class Stateful(Protocol):
