@@ -4,6 +4,7 @@ What is read and every conversion is described in `docs/images.md`.
 """
 
 import importlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,13 +22,18 @@ from app.formats import Format, check_png, count_gif_frames, count_jpeg_scans, c
 
 Image.MAX_IMAGE_PIXELS = None  # DecodeLimits rule; Pillow's own limit would warn below them and refuse above it
 warnings.filterwarnings("ignore", module=r"PIL\.", category=UserWarning)  # broken metadata must not write to the log
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
+USUAL_SCANS = 10  # of the progressive JPEGs that encoders write
 MAX_READS = 200_000  # calls of Pillow's parsers, which run in Python; a 32 MB PNG in chunks of 1 KB needs 100,000
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What is refused before anything is decoded. `max_pixels` is width x height of one frame."""
+    """What is refused before anything is decoded. `max_pixels` is width x height of one frame.
+
+    A JPEG of `max_scans` may only be so large that its scans together pass over no more than `USUAL_SCANS` x `max_pixels`.
+    """
 
     max_bytes: int = 32 * 1024 * 1024
     max_pixels: int = 64_000_000
@@ -230,6 +236,11 @@ def _check_scans(image: ImageFile, data: bytes, limits: DecodeLimits) -> int:
     if scans > limits.max_scans:
         raise TooLargeError(
             f"The JPEG has more than {limits.max_scans} scans, each of them a pass over the whole image; save it again."
+        )
+    if scans * image.width * image.height > USUAL_SCANS * limits.max_pixels:
+        raise TooLargeError(
+            f"The JPEG has {scans} scans, each of them a pass over {image.width} x {image.height} pixels; one of that size is read "
+            f"with up to {USUAL_SCANS * limits.max_pixels // (image.width * image.height)}. Save it again."
         )
     return scans
 

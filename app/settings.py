@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     max_body_bytes_in_flight: Count = Field(512 * 1024 * 1024, description="request bodies in memory, all together")
     max_image_pixels: Count = Field(64_000_000, description="width x height of one image")
     max_image_side: Count = Field(32_768, description="width or height of one image")
-    max_image_scans: Count = Field(40, description="scans of a progressive JPEG")
+    max_image_scans: Count = Field(40, description="scans of a progressive JPEG; over no more than 10 times max_image_pixels")
     max_pixels_in_flight: Count = Field(128_000_000, description="decoded pixels in memory, all together (3 to 4 bytes each)")
     request_timeout: Seconds = Field(
         30.0, description="seconds for one request, from its headers to its answer; the header X-Request-Timeout asks for fewer"

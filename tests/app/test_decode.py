@@ -498,6 +498,17 @@ def test_too_many_scans_are_refused_before_decoding(undecoded: None) -> None:
         open_image(data[:-2] + data[last:-2] * 200 + data[-2:], LIMITS)
 
 
+def test_scans_times_pixels_are_bounded(undecoded: None) -> None:
+    """40 scans of the largest image would take four times as long as those that encoders write."""
+    usual = make_jpeg(64, 64, progressive=True)
+    last = usual.rindex(b"\xff\xc4")
+    many = usual[:-2] + usual[last:-2] * 10 + usual[-2:]
+    assert open_image(usual, DecodeLimits(max_pixels=64 * 64)).size == (64, 64)
+    assert open_image(many, DecodeLimits(max_pixels=2 * 64 * 64)).size == (64, 64)
+    with pytest.raises(TooLargeError, match=r"has 20 scans, .* 64 x 64 pixels; one of that size is read with up to 19"):
+        open_image(many, DecodeLimits(max_pixels=2 * 64 * 64 - 1))
+
+
 def make_separate_scans(repeated: int = 1) -> bytes:
     """A red sequential JPEG, YCbCr (76, 85, 255), with a scan for each component; the first comes `repeated` times."""
     greys = [encode(Image.new("L", (16, 16), level), "JPEG", quality=95) for level in (76, 85, 255)]
