@@ -36,7 +36,7 @@ def describe_request(route: TaskRoute) -> dict[str, Any]:
 
 
 def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
-    """The forms of an answer, and the errors; 406 where there is something to choose."""
+    """The forms of an answer, and the errors; 406 where there is a choice, and with 422 the answer whose items all failed."""
     statuses = sorted({*ERRORS, 406}) if route.forms else ERRORS
     answer: dict[str, Any] = {"model": route.response}
     if route.forms:
@@ -44,7 +44,8 @@ def describe_responses(route: TaskRoute) -> dict[int | str, dict[str, Any]]:
         answer["description"] = "The form that Accept likes best; JSON when it takes everything"
         names = HEADERS if route.marks is None else ("X-Model",)
         answer["headers"] = {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
-    return {200: answer, **{status: {"model": schemas.ProblemResponse} for status in statuses}}
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": schemas.ProblemResponse} for status in statuses}
+    return {200: answer, **errors, 422: {"model": schemas.ProblemResponse | route.response}}
 
 
 def describe_document(model: type[BaseModel]) -> dict[str, Any]:
@@ -68,8 +69,8 @@ def _images(properties: dict[str, Any]) -> dict[str, Any]:
         "description": 'base64, data URL or address; as {"base64": ...}, {"url": ...} or a data URL',
         "anyOf": [{"type": "string"}, schemas.Base64Image.model_json_schema(), schemas.UrlImage.model_json_schema()],
     }
-    form = {"type": "object", "required": ["image"], "properties": {"image": {"type": "array", "items": BINARY}, **properties}}
-    document = {"type": "object", "properties": {"image": image, "images": {"type": "array", "items": image}, **properties}}
+    form = _object({"image": {"type": "array", "items": BINARY}, **properties}, required=["image"])
+    document = _object({"image": image, "images": {"type": "array", "items": image}, **properties})
     return {"image/*": {"schema": BINARY}, "multipart/form-data": {"schema": form}, JSON: {"schema": document}}
 
 
@@ -82,5 +83,9 @@ def _tokens(properties: dict[str, Any]) -> dict[str, Any]:
         "description": "one grid [h][w], or [codebooks][h][w] where the model has several; or a batch of them",
         "anyOf": [tokens, batch, {"type": "array", "items": batch}],
     }
-    document = {"type": "object", "required": ["tokens"], "properties": {"tokens": described, **properties}}
+    document = _object({"tokens": described, **properties}, required=["tokens"])
     return {JSON: {"schema": document}, NPY: {"schema": BINARY}, MEDIA_TYPE: {"schema": BINARY}}
+
+
+def _object(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False, **more}

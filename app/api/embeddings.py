@@ -84,7 +84,9 @@ async def _answer(request: Request, ticket: Ticket, *, services: Services) -> Re
         body = await read_body(request, ticket, services.admission, services.max_body_bytes)
     with cancelled_by_departure(request, ticket):
         async with ticket.within_deadline():
-            asked, texts, images = await services.pipeline.compute("parse", ticket, partial(_parse, body, services.max_images))
+            asked, texts, images = await services.pipeline.compute(
+                "parse", ticket, partial(read_embeddings, body, services.max_images)
+            )
             (entry,) = await services.pipeline.acquire(EMBED, asked.model, None, ticket)
             found = dict(zip(texts, await services.texts.embed(entry, [*texts.values()], ticket, field="input"), strict=True))
             found |= await _see(entry, images, services, ticket)
@@ -102,7 +104,7 @@ async def _see(
     return {place: item.error or item.result for place, item in zip(images, answer.items, strict=True)}
 
 
-def _parse(body: bytes, max_images: int) -> tuple[EmbeddingsRequest, dict[int, str], dict[int, SentImage]]:
+def read_embeddings(body: bytes, max_images: int) -> tuple[EmbeddingsRequest, dict[int, str], dict[int, SentImage]]:
     """The request, and its texts and images by their place in the input.
 
     Raises:
@@ -113,6 +115,9 @@ def _parse(body: bytes, max_images: int) -> tuple[EmbeddingsRequest, dict[int, s
     document = read_json(body, EXAMPLE)
     if document.get("dimensions") is not None:
         raise InvalidValueError("The vectors have the model's own size; leave dimensions out.", field="dimensions")
+    unknown = next((name for name in document if name not in EmbeddingsRequest.model_fields), None)
+    if unknown is not None:  # pydantic would tell of every one of them
+        raise InvalidValueError(f"Unknown parameter {unknown!r}.", field=unknown)
     try:
         asked = EmbeddingsRequest.model_validate(document)
     except ValidationError as error:

@@ -61,7 +61,7 @@ def problem(error: errors.VitrineError) -> dict[str, Any]:
 
 
 def problem_response(body: Mapping[str, Any], request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps({**body, "request_id": request_id}, ensure_ascii=False).encode()
+    content = json.dumps({**body, "request_id": request_id}, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(content, status_code=body["status"], media_type="application/problem+json", headers=headers)
 
 

@@ -73,7 +73,12 @@ def _type(status: int) -> str:
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _whole(message), "type": kind, "param": param and _whole(param), "code": code}}
+
+
+def _whole(text: str) -> str:
+    """`text` in which half of a surrogate pair, which JSON can send and UTF-8 cannot hold, is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _response(body: dict[str, Any], status: int, headers: dict[str, str] | None = None) -> Response:

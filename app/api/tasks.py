@@ -151,14 +151,15 @@ def _form(route: TaskRoute, count: int, accept: str, asked: schemas.TaskRequest)
 
 
 def _validate(schema: type[schemas.TaskRequest], fields: Mapping[str, Any]) -> schemas.TaskRequest:
+    unknown = next((name for name in fields if name not in schema.model_fields), None)
+    if unknown is not None:  # pydantic would tell of every one of them
+        raise InvalidValueError(f"Unknown field {unknown!r}; known are {', '.join(schema.model_fields)}.", field=unknown)
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(schema.model_fields)
-        detail = f"Unknown field {name!r}; known are {known}." if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}."
-        raise InvalidValueError(detail, field=name) from error
+        raise InvalidValueError(f"{name}: {first['msg']}.", field=name) from error
 
 
 def _respond(route: TaskRoute, answer: Answer, failed: Sequence[VitrineError], warnings: Sequence[str], ticket: Ticket) -> Response:

@@ -66,7 +66,9 @@ def test_openapi_types_the_task(client: TestClient) -> None:
     assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k", "labels", "template"}
     assert set(operation["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ClassifyResponse")
-    assert operation["responses"]["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProblemResponse")
+    assert operation["responses"]["429"]["content"].keys() == {"application/problem+json"}
+    assert operation["responses"]["429"]["content"]["application/problem+json"]["schema"]["$ref"].endswith("/ProblemResponse")
+    assert operation["responses"]["422"]["content"].keys() == {"application/problem+json", "application/json"}
 
 
 def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
@@ -100,7 +102,7 @@ def test_openapi_tells_every_form_of_tokens(
     assert answer["application/json"]["schema"]["$ref"].endswith(f"/{task.capitalize()}Response")
     assert {"X-Model", "X-Codebook", "X-PSNR"} <= set(operation["responses"]["200"]["headers"])
     assert all(answer[form]["schema"]["format"] == "binary" for form in answers - {"application/json"})
-    assert operation["responses"]["406"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProblemResponse")
+    assert operation["responses"]["406"]["content"]["application/problem+json"]["schema"]["$ref"].endswith("/ProblemResponse")
 
 
 DRAWN = {"application/json", "image/png", "image/jpeg", "image/webp"}
