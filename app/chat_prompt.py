@@ -20,6 +20,7 @@ from app.generate import PreparedImage, Prompt
 from app.manifest import Entry, Generation, ManifestError
 
 MAX_ASPECT_RATIO = 200
+CHARACTERS_PER_TOKEN = 32  # a text that has more for each token that the model takes is not even read; usual are 4
 FIELD = "messages"
 
 Message = Mapping[str, Any]
@@ -54,9 +55,11 @@ class ChatPrompts:
         """The conversation with the beginning of an answer; `images` in the order in which the messages show them.
 
         Raises:
-            InvalidValueError: see `render`; a text has half of a surrogate pair, or the mark of an image in it.
+            InvalidValueError: see `render`; far too much text, half of a surrogate pair in it, or the mark of an image.
         """
         text = self.render(messages)
+        if len(text) > (most := CHARACTERS_PER_TOKEN * self.generation.max_length):
+            raise InvalidValueError(f"The conversation has {len(text)} characters; at most {most} are read.", field=FIELD)
         try:
             text.encode()
         except UnicodeEncodeError as error:

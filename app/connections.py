@@ -1,7 +1,8 @@
 """What lies below a request: how many connections there may be, and how long one may keep the server waiting.
 
 uvicorn gives a connection all the time in the world for its headers, for the rest of a body that nobody wants any more and for
-taking its answer, and closes so that an answer can be lost under a body that is still coming. Both are mended here.
+taking its answer, takes headers of any size, and closes so that an answer can be lost under a body that is still coming. All of
+that is mended here.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ log = logging.getLogger("vitrine.connections")
 
 SWEEP_SECONDS = 0.5
 LINGER_SECONDS = 2.0  # for a client to read the last answer, once nothing more is read of what it sends
+MAX_HEADER_BYTES = 64 * 1024  # of one request, beyond the piece in which they begin
 OTHER_FILES = 256  # descriptors that are no connections of clients: models, logs, pipes, connections to Triton
 REFUSAL = "connection: close\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\r\n{text}"
 
@@ -32,6 +34,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._since = self.loop.time()  # it waits for a request
         self._lingers_until: float | None = None
+        self._header_bytes = 0  # of headers that have begun and not ended
         self._taking: tuple[float, int, int] | None = None  # since when, bytes unsent then, bytes unsent when last looked
         self._wire = transport
         super().connection_made(_Unhurried(transport, self))  # type: ignore[arg-type]
@@ -39,8 +42,13 @@ class Connection(HttpToolsProtocol):
             self._refuse("503 Service Unavailable", f"This server takes {self.max_connections} connections; retry later.")
 
     def data_received(self, data: bytes) -> None:
-        if self._lingers_until is None:
-            super().data_received(data)
+        if self._lingers_until is not None:
+            return
+        began = self._in_headers
+        super().data_received(data)
+        self._header_bytes = self._header_bytes + len(data) if began and self._in_headers else 0
+        if self._header_bytes > MAX_HEADER_BYTES and not self.leaving:
+            self._refuse("431 Request Header Fields Too Large", f"The headers of a request have at most {MAX_HEADER_BYTES} bytes.")
 
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
@@ -54,6 +62,11 @@ class Connection(HttpToolsProtocol):
             self._wire.close()
         else:
             self._linger()
+
+    @property
+    def _in_headers(self) -> bool:
+        """The headers of a request have begun and not ended."""
+        return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
 
     @property
     def leaving(self) -> bool:
@@ -75,7 +88,7 @@ class Connection(HttpToolsProtocol):
         return self.timeout_keep_alive_task is not None
 
     def _end_waiting(self) -> None:
-        if self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope):
+        if self._in_headers:
             self._refuse("408 Request Timeout", "The headers of the request did not come in time.")
         else:  # it has sent nothing at all, or still sends the body of a request that was answered
             self._wire.abort()

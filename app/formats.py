@@ -194,7 +194,7 @@ def count_tiff_pages(data: bytes) -> int:
                 _check_tiff_values(data[first : first + entries * entry_size], entry_format)
             seen.add(offset)
             (offset,) = struct.unpack_from(offset_format, data, first + entries * entry_size)
-    except struct.error:
+    except (struct.error, OverflowError):  # an offset behind the file, or behind all files
         pass
     return max(1, len(seen))
 

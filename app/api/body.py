@@ -8,12 +8,13 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
@@ -27,6 +28,9 @@ from app.errors import (
     UnsupportedMediaError,
 )
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form must not write to the log
+
+MAX_VALUES = 500_000  # in one JSON document, by its commas and brackets: 32 MB of empty lists would be a gigabyte of objects
 MAX_FIELDS = 16  # parts of a form that are no images
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes; larger bodies are taken to pieces on a thread
 FORM = "multipart/form-data"
@@ -194,7 +198,7 @@ def _parse_multipart(body: bytes, options: Mapping[bytes, bytes], max_images: in
         )
         parser.write(body)
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise MalformedRequestError(f"The multipart body cannot be read: {error}.") from error
     if not collected.ended:
         raise MalformedRequestError("The multipart body ends before its closing boundary.")
@@ -231,8 +235,11 @@ def read_json(body: bytes, example: str) -> dict[str, Any]:
     """The object that the body is; `example` is one for those who sent something else.
 
     Raises:
+        TooLargeError: more than `MAX_VALUES` values.
         MalformedRequestError: no JSON, or no object.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise TooLargeError(f"The JSON has more than {MAX_VALUES} values; send less in one request.")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from app.errors import InvalidValueError, TooLargeError
 
+MAX_MESSAGES = 4096  # and parts of one message
 MAX_STOPS = 4  # as OpenAI has it
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -80,8 +81,8 @@ Part = Annotated[
         _type_of_part, custom_error_type="unknown_part", custom_error_message="a part is of the type `text` or `image_url`"
     ),
 ]
-Parts = Annotated[list[Part], Field(min_length=1)]
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_MESSAGES)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
 KIND = Discriminator(
     _kind_of_content, custom_error_type="unknown_content", custom_error_message="content is a string or a list of parts"
 )
@@ -143,7 +144,7 @@ class ChatRequest(Record):
     """What is asked of a model."""
 
     model: str | None = Field(None, max_length=200, description="NAME or NAME@VERSION; by default the default chat model")
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, description="tokens of the answer at most")
     max_tokens: int | None = Field(None, ge=1, description="the older name of `max_completion_tokens`")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0 always takes the likeliest token")

@@ -153,6 +153,7 @@ def test_counts_the_pages_of_a_tiff_that_runs_in_a_circle_or_breaks_off() -> Non
     assert count_tiff_pages(data[: 8 + 2 + 12] + struct.pack("<I", 8)) == 1
     assert count_tiff_pages(data[: 8 + 2 + 12] + struct.pack("<I", 10**6)) == 1
     assert [count_tiff_pages(data[:end]) for end in (0, 4, 9)] == [1, 1, 1]
+    assert count_tiff_pages(b"II+\0\x08\0\0\0" + b"\xff" * 8) == 1, "behind all files that can be"
 
 
 def test_refuses_a_tiff_of_endless_strips() -> None:

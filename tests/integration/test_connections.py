@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
@@ -129,6 +129,20 @@ def test_headers_that_trickle_are_no_way_out(url: str) -> None:
             except TimeoutError:
                 continue
         assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("headers", [b"X-Long: " + b"a" * 8_000_000, b"X-Many: a\r\n" * 800_000], ids=["long", "many"])
+def test_headers_that_never_end_are_not_kept(url: str, headers: bytes) -> None:
+    """A request in one piece of the network may have more; what is bounded is memory."""
+    with connect(url) as connection:
+        started = time.monotonic()
+        with suppress(OSError):
+            connection.sendall(b"GET /livez HTTP/1.1\r\n" + headers)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431 ")
+        assert time.monotonic() - started < GRACE
+    with connect(url) as connection:
+        connection.sendall(head("X-Long: " + "a" * 60_000, "Connection: close", method="GET", path="/livez"))
+        assert status(connection) == 200
 
 
 def test_an_answer_that_nobody_takes_ends(url: str) -> None:

@@ -252,3 +252,26 @@ def test_hanging_up_frees_the_slot(openai: OpenAI, address: str, stream: bool) -
     hung_up = time.monotonic()
     until(lambda: alive(address) == 0)
     assert time.monotonic() - hung_up < 2
+
+
+def test_far_too_much_text_is_not_even_read(client: TestClient) -> None:
+    """A megabyte would take the tokenizer a second, and 32 of them may come."""
+    started = time.process_time()
+    answer = client.post("/v1/chat/completions", json=body("a" * 2_000_000))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "messages")
+    assert "characters; at most" in answer.json()["error"]["message"]
+    assert time.process_time() - started < 0.5
+
+
+def test_too_many_messages_are_refused_before_they_are_looked_at(client: TestClient) -> None:
+    answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}] * 5000})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "messages")
+    assert "4096" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("where", ['"\\ud800": 1', '"model": "\\ud800"'])
+def test_half_a_character_is_told_as_its_escape(client: TestClient, where: str) -> None:
+    sent = f'{{"messages": [{{"role": "user", "content": "a"}}], {where}}}'
+    answer = client.post("/v1/chat/completions", content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (404, 422)
+    assert answer.json()["error"]["message"]

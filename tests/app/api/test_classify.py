@@ -172,6 +172,10 @@ def test_bad_parameters(client: TestClient, query: str, status: int, code: str, 
             "malformed_request",
         ),
         (b"--x--\r\n", "multipart/form-data; boundary=x", 400, "malformed_request"),
+        (b"--x--\r\n", f"multipart/form-data; boundary={'x' * 300}", 400, "malformed_request"),
+        (b'{"images": [' + b"[]," * 200_000 + b"[]]}", "application/json", 413, "too_large"),
+        (b'{"image": "a", "\\ud800": 1}', "application/json", 422, "invalid_value"),
+        (b'{"image": "a", "b": "' + b"," * 600_000 + b'"}', "application/json", 413, "too_large"),
     ],
 )
 def test_bad_bodies(client: TestClient, body: bytes, content_type: str, status: int, code: str) -> None:
