@@ -1,6 +1,7 @@
 # Every command a person runs; `make help` lists them. CI runs .ci/run, which calls these targets and nothing else.
 #   PYTHON=python3.12   the interpreter that .venv is made of, the first time
 #   PORT= BACKEND=      for `make run`; every other knob is a VITRINE_ variable (docs/operations.md)
+#   SECONDS=            of `make fuzz`
 #   ARGS="..."          more arguments for the program behind a target
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
+.PHONY: help run test check conformance fuzz bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ check: $(VENV)/.test ## format, lint, types, import contracts; seconds
 
 conformance: $(VENV)/.test ## the long form of the tests: every family in a published size
 	$(PYTEST) -m conformance $(ARGS)
+
+fuzz: $(VENV)/.test ## hostile input at every decoder, parser and route; about five minutes (SECONDS=, the part at random)
+	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 bench: $(VENV)/.bench ## Vitrine beside the other servers, planned at 14 minutes; needs wrk
 	$(BIN)/python -m load_tests.bench $(ARGS)
