@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance fuzz bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
+.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ conformance: $(VENV)/.test ## the long form of the tests: every family in a publ
 
 fuzz: $(VENV)/.test ## hostile input at every decoder, parser and route; about five minutes (SECONDS=, the part at random)
 	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+soak: $(VENV)/.bench ## half an hour of mixed load: errors, memory, open files, threads (ARGS="--minutes 5 --backend triton")
+	$(BIN)/python -m load_tests.soak $(ARGS)
+
+overload: $(VENV)/.bench ## twice the capacity for a minute: what is still answered, what is told to come again
+	$(BIN)/python -m load_tests.overload $(ARGS)
 
 bench: $(VENV)/.bench ## Vitrine beside the other servers, planned at 14 minutes; needs wrk
 	$(BIN)/python -m load_tests.bench $(ARGS)

@@ -21,6 +21,7 @@ const latency = new Trend('latency', true);
 const expected = new Rate('expected');
 const within = new Rate('within');
 const serverErrors = new Counter('server_errors');
+const refused = new Counter('refused');
 const stages = Object.fromEntries(plan.stages.map((name) => [name, new Trend(`stage_${name}`, true)]));
 
 http.setResponseCallback(null); // `expected` judges, and a refusal may be what is expected
@@ -43,6 +44,7 @@ export function note(shot, response) {
   expected.add(right, shot.params.tags);
   within.add(right && took <= plan.limit);
   if (response.status >= 500) serverErrors.add(1);
+  if ((response.status === 429 || response.status === 503) && response.headers['Retry-After']) refused.add(1);
   if (!right) explain(shot, response);
   if (plan.stages.length > 0) noteStages(response.headers['Server-Timing'] || '');
 }

@@ -30,6 +30,7 @@ class K6Error(Exception):
 @dataclass(frozen=True)
 class Plan:
     """What one run does: for `seconds`, the `shots` in turn, by `clients` in a closed loop or at `rate` a second in an open one.
+    In that, `clients` are the requests that may be unanswered at a time; by default it follows from `limit`.
 
     It passes when every answer is the right one (`exact`; an open loop may lose some) and the share `goal` of the requests is
     rightly answered within `limit` milliseconds. `stages` says whether Server-Timing is read; it costs the client some CPU.
@@ -61,7 +62,10 @@ class Plan:
         bodies: dict[bytes, Path] = {}
         for shot in self.shots:
             bodies.setdefault(shot.body, folder / f"{len(bodies)}.body").write_bytes(shot.body)
-        clients = self.clients if self.rate is None else max(10, math.ceil(self.rate * self.limit / 1000 * QUEUED_LIMITS))
+        clients = self.clients
+        if clients is None:
+            assert self.rate is not None
+            clients = max(10, math.ceil(self.rate * self.limit / 1000 * QUEUED_LIMITS))
         document = {
             "shots": [asdict(shot) | {"body": str(bodies[shot.body])} for shot in self.shots],
             "seconds": self.seconds,
@@ -92,6 +96,7 @@ class Distribution:
 class Run:
     """What came of a plan. `within` is the share of right answers in time among all requests, those never sent included.
 
+    `right` answers were the expected ones, late or not; `refused` were told to come again (429 or 503 with Retry-After).
     `seconds` is what the load lasted, `client_seconds` the CPU time of the k6 process and `client_wall` its life, both with its
     start. `crossed` are the thresholds that make the run fail, `shots` and `stages` latencies by name, `log` what k6 complained of.
     """
@@ -109,6 +114,8 @@ class Run:
     client_seconds: float
     client_wall: float
     log: tuple[str, ...] = field(default=())
+    right: int = 0
+    refused: int = 0
 
     @property
     def passed(self) -> bool:
@@ -198,6 +205,8 @@ def read_summary(document: Mapping[str, Any], client: tuple[float, float], log: 
         client_seconds=client[0],
         client_wall=client[1],
         log=tuple(dict.fromkeys(log))[:LOG_LINES],
+        right=int(metrics.get("expected", {}).get("passes", 0)),
+        refused=int(metrics.get("refused", {}).get("count", 0)),
     )
 
 
