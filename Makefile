@@ -38,7 +38,7 @@ conformance: $(VENV)/.test ## the long form of the tests: every family in a publ
 fuzz: $(VENV)/.test ## hostile input at every decoder, parser and route; about five minutes (SECONDS=, the part at random)
 	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
-soak: $(VENV)/.bench ## half an hour of mixed load: errors, memory, open files, threads (ARGS="--minutes 5 --backend triton")
+soak: $(VENV)/.bench .triton ## half an hour of mixed load on both engines: errors, memory, open files, threads
 	$(BIN)/python -m load_tests.soak $(ARGS)
 
 overload: $(VENV)/.bench ## twice the capacity for a minute: what is still answered, what is told to come again

@@ -19,14 +19,17 @@ from load_tests.cache import RESULTS
 from load_tests.images import PHOTOS
 from load_tests.k6.runner import K6Error, Plan, Run, run
 from load_tests.k6.shots import Shot, shot
+from load_tests.mix import warm
 from load_tests.processes import ServerError, unwind_on_sigterm
 from load_tests.report import describe
-from load_tests.soak import BUNDLED, Backend, gateway, warm
+from load_tests.soak import BUNDLED, Backend, gateway
+from load_tests.wrk import Body
 
 CLIENTS = 32  # of the closed loop
 WARM_UP = 2.0
 LOOP_SECONDS = 10.0  # before and after
 GOODPUT = 0.9
+UNSENT = 0.01  # of what was to be sent; with more, this was no such load
 RECOVERY_SECONDS = 1.0
 
 
@@ -48,14 +51,14 @@ def main(
     images.make_all()
     loop = min(LOOP_SECONDS, seconds)
     try:
-        with gateway(backend, repository) as (_, url):
+        with gateway(backend, repository) as (server, url):
             sent = shot(f"{url}{route}", PHOTOS[photo].path)
             warm([sent])
             run(_closed(sent, min(WARM_UP, loop)))
             before = run(_closed(sent, loop))
-            measured = run(_open(sent, seconds, factor * before.rate))
+            measured = run(_open(sent, seconds, factor * _goodput(before)))
             began = time.monotonic()
-            warm([sent])
+            server.wait(sent.url, Body(sent.content_type, sent.body))
             recovery = time.monotonic() - began
             after = run(_closed(sent, loop))
     except (ServerError, K6Error, local_triton.LocalTritonError) as error:
@@ -85,25 +88,31 @@ def _open(sent: Shot, seconds: float, rate: float) -> Plan:
     return Plan([sent], seconds, limit=30_000, rate=rate, clients=300 + round(rate), stages=False, timeout=30)
 
 
+def _goodput(found: Run) -> float:
+    """Right answers a second."""
+    return found.right / found.seconds
+
+
 def judge(before: Run, measured: Run, recovery: float, after: Run) -> dict[str, dict[str, Any]]:
     """What is asked of a gateway under overload, by its name: what was found, and whether it is met."""
-    goodput = measured.right / measured.seconds
-    share = goodput / before.rate
+    goodput, capacity, later = map(_goodput, (measured, before, after))
     others = measured.requests - measured.right - measured.refused
+    unsent = measured.dropped / max(1, measured.requests + measured.dropped)
     median = "" if measured.latency is None else f"; the median answer took {measured.latency.median:.0f} ms"
     return {
         "goodput": {
-            "told": f"{goodput:.1f} of {before.rate:.1f} a second, {share:.1%}{median}; k6 used {measured.client_cores:.2f} cores",
-            "met": share >= GOODPUT,
+            "told": f"{goodput:.1f} of {capacity:.1f} a second, {goodput / capacity:.1%}{median}; "
+            f"k6 used {measured.client_cores:.2f} cores",
+            "met": goodput >= GOODPUT * capacity,
         },
         "the rest": {
             "told": f"{measured.refused} of {measured.requests} were told to come again, {others} got something else, "
             f"{measured.dropped} were never sent",
-            "met": measured.refused > 0 and others == 0,
+            "met": measured.refused > 0 and others == 0 and unsent <= UNSENT,
         },
         "recovery": {
-            "told": f"the next request took {1000 * recovery:.0f} ms, then {after.rate:.1f} a second",
-            "met": recovery <= RECOVERY_SECONDS and after.rate >= GOODPUT * before.rate and after.expected == 1.0,
+            "told": f"the next right answer came after {1000 * recovery:.0f} ms, then {later:.1f} a second",
+            "met": recovery <= RECOVERY_SECONDS and later >= GOODPUT * capacity and after.expected == 1.0,
         },
     }
 
