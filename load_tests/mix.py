@@ -80,7 +80,8 @@ def _embed(url: str, model: dict[str, Any]) -> list[Shot]:
     labels = [("labels", text) for text in TEXTS]
     document = {"model": model["id"], "input": [*TEXTS, _data_url()]}
     return [
-        _photo("embed", _route(url, "embed", model, *texts), JPEG.path),
+        _photo("embed", _route(url, "embed", model), JPEG.path),
+        Shot("embed texts", _route(url, "embed", model), json.dumps({"texts": TEXTS}).encode(), "application/json"),
         _photo("similarity", _route(url, "similarity", model, *texts), JPEG.path),
         _photo("classify labels", _route(url, "classify", model, *labels), JPEG.path),
         Shot("embeddings", f"{url}/v1/embeddings", json.dumps(document).encode(), "application/json"),

@@ -63,7 +63,7 @@ def main(
     except (ServerError, K6Error, local_triton.LocalTritonError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    samples = {name: each.samples for name, each in observed.items()}
+    samples: dict[str, Sequence[Sample]] = {name: each.samples for name, each in observed.items()}
     verdicts = judge(measured, samples)
     about = {name: value for name, value in describe().items() if name not in ("command", "seeds")}
     asked = {"minutes": minutes, "clients": clients, "shots": [each.name for each in sent]}

@@ -121,6 +121,8 @@ def _bombs() -> list[HostileFile]:
         _file("tiff whose exif is itself", make_tiff([*page, (34665, 4, 1, 8)], bytes(64)), READ, BROKEN, pixels=64),
         _file("webp of 16383 x 16383", b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (16_383).to_bytes(3, "little") * 2, LARGE),
         _file("webp of 16 million a side", b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, LARGE),
+        _file("webp of 20000 frames", _many_frames(valid()["webp animated"], 20_000), READ, LARGE, pixels=6144),
+        _file("avif of 4 billion frames", _counting(valid()["avif animated"], 2**32 - 1), READ, LARGE, BROKEN, pixels=6144),
         _file("avif that claims 65535 x 65535", _claiming(valid()["avif"], 65_535), LARGE, BROKEN),
         _file("heic that claims 65535 x 65535", _claiming(valid()["heic"], 65_535), LARGE, BROKEN),
     ]
@@ -202,6 +204,19 @@ def _claiming(data: bytes, side: int) -> bytes:
     """An ISO media image whose property `ispe` says `side` x `side`."""
     place = data.index(b"ispe") + 8
     return data[:place] + struct.pack(">II", side, side) + data[place + 8 :]
+
+
+def _counting(data: bytes, frames: int) -> bytes:
+    """An ISO media file whose table of sample sizes `stsz` says that there are so many."""
+    place = data.index(b"stsz") + 12
+    return data[:place] + struct.pack(">I", frames) + data[place + 4 :]
+
+
+def _many_frames(data: bytes, frames: int) -> bytes:
+    """An animated WebP whose last frame comes again and again."""
+    last = data.rindex(b"ANMF")
+    chunks = data[8:last] + data[last:] * frames
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
 def _icc_pieces() -> bytes:

@@ -92,7 +92,7 @@ def test_a_soak_asks_every_task_and_keeps_what_it_saw(repository: Path, tmp_path
         soak.main(minutes=0.07, backend="onnxruntime", clients=2, step=0.25, repository=repository, output=tmp_path)
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["verdicts"]["answers"]["met"], found["verdicts"]["answers"]
-    assert len(found["shots"]) == 2 * 18
+    assert len(found["shots"]) == 2 * 20
     assert {"onnxruntime greys reconstruct", "onnxruntime truncated JPEG"} <= set(found["shots"])
     assert all(found["run"]["shots"][name]["count"] > 0 for name in found["shots"])
     samples = found["samples"]["onnxruntime"]
