@@ -37,12 +37,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, tupl
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for all: gRPC tells of a cancelled call a moment after, when the loop of a single test would be closed."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def backend(served: tuple[str, tuple[Entry, ...]]) -> AsyncIterator[TritonBackend]:
     url, entries = served
     backend = TritonBackend(url)

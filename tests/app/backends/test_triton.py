@@ -1,6 +1,7 @@
 """What the Triton backend does without a server; with one: test_conformance.py and tests/integration/test_triton.py."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable
@@ -43,6 +44,16 @@ async def alone() -> AsyncIterator[TritonBackend]:
     await backend.start()
     yield backend
     await backend.close()
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[TritonBackend]:
+    """A backend whose server takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        backend = TritonBackend(f"127.0.0.1:{listener.getsockname()[1]}", shared_memory="off")
+        await backend.start()
+        yield backend
+        await backend.close()
 
 
 @pytest.mark.parametrize(
@@ -170,6 +181,15 @@ async def test_the_first_failure_ends_its_siblings() -> None:
     with pytest.raises(CapacityError):
         await together(calls)
     assert ended == ["waiting", "waiting"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("time", range(4))
+async def test_calls_that_nobody_waits_for_trouble_no_later_test(silent: TritonBackend, entry: Entry, time: int) -> None:
+    """Closing the backend ends them, and gRPC tells the loop of that a moment after."""
+    asyncio.gather(*(silent.infer(entry, {"image": make_images(1)}, Ticket()) for _ in range(64)), return_exceptions=True)
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 @pytest.mark.anyio
