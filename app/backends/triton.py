@@ -40,6 +40,8 @@ CHANNEL_OPTIONS = [
 ]
 LIVENESS_SECONDS = 1.0
 ALIGNMENT = 64  # bytes, of tensors that share a region
+NOT_SERVED = ("unknown model", "not at ready state", "stopped accepting new inference requests", "Server not ready")
+"""What Triton says where it does not serve a model (any more). Inside a stream no status comes with it."""
 METADATA_SECONDS = 10.0
 
 _ADDRESS = re.compile(r"(?:(?P<scheme>grpcs?)://)?(?P<target>[^/@\s]+:\d+)/?")
@@ -378,13 +380,13 @@ def _stream_translation(what: str) -> Iterator[None]:
 
 
 def translate(status: str, message: str, what: str) -> VitrineError:
-    """The error for one gRPC status (`StatusCode.X`) and Triton's message with it."""
+    """The error for one gRPC status (`StatusCode.X`, empty inside a stream) and Triton's message with it."""
     if status == "StatusCode.DEADLINE_EXCEEDED":
         return DeadlineError(f"The request's time ran out before Triton answered for {what}; allow more time or retry later.")
     # Triton has no status of its own for a full queue: it comes as UNAVAILABLE, like a server that is gone.
     if status == "StatusCode.RESOURCE_EXHAUSTED" or "maximum queue size" in message or "timeout expired" in message:
         return CapacityError(f"Triton's queue for {what} is full; retry later.")
-    if status == "StatusCode.NOT_FOUND" or "not at ready state" in message:
+    if status == "StatusCode.NOT_FOUND" or any(words in message for words in NOT_SERVED):
         return BackendUnavailableError(f"Triton does not have {what} ready.")
     if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.UNIMPLEMENTED"):
         return BackendUnavailableError(f"Triton does not answer for {what}; retry later.")

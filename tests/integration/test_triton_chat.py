@@ -125,6 +125,17 @@ async def test_a_client_that_leaves_frees_its_slot(backend: TritonBackend, decod
         await stream.aclose()
 
 
+async def test_a_decoder_that_was_unloaded_is_unavailable(backend: TritonBackend, decoder: Entry) -> None:
+    await backend._client.unload_model(decoder.name)
+    async with asyncio.timeout(30):
+        while await backend._is_ready(decoder):
+            await asyncio.sleep(0.05)
+    with pytest.raises(BackendUnavailableError, match="ready"):
+        await answer(backend, decoder, ids(40))
+    await backend.load(decoder)
+    assert [event.token for event in await answer(backend, decoder, ids(40), max_tokens=2)] == [41, 42]
+
+
 async def test_another_server_answers_for_one_that_is_away(served: tuple[str, tuple[Entry, ...]], decoder: Entry) -> None:
     url, entries = served
     several = SeveralTritons([TritonBackend(url), TritonBackend(f"127.0.0.1:{free_ports().grpc}")])

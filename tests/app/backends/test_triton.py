@@ -98,6 +98,22 @@ def test_errors_are_translated(status: str, message: str, expected: type[Vitrine
     assert "colours@1" in error.detail
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Request for unknown model: 'talker.decoder' is not found", BackendUnavailableError),
+        ("Request for unknown model: 'talker.decoder' has no available versions", BackendUnavailableError),
+        ("Request for unknown model: 'talker.decoder' version 1 is not at ready state", BackendUnavailableError),
+        ("Server is stopping, scheduler for model has stopped accepting new inference requests", BackendUnavailableError),
+        ("Exceeds maximum queue size", CapacityError),
+        ("unexpected shape for input 'input_ids'", InferenceError),
+    ],
+)
+def test_errors_in_a_stream_have_no_status(message: str, expected: type[VitrineError]) -> None:
+    with pytest.raises(expected, match="talker@1"), translation("talker@1"):
+        raise InferenceServerException(message)
+
+
 @pytest.mark.parametrize("target", ["localhost:8001", "127.0.0.1:8001", "127.0.1.1:8001", "[::1]:8001"])
 def test_this_machine(target: str) -> None:
     assert is_here(target)
