@@ -7,6 +7,7 @@ cache crosses the wire.
 """
 
 import json
+import logging
 import queue
 import threading
 from pathlib import Path
@@ -17,6 +18,8 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 from app.generate import Generator, NoSlotError, PreparedImage, Prompt, PromptError, Sampling, Stream
+
+log = logging.getLogger("vitrine.triton_chat")
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -71,8 +74,14 @@ class TritonPythonModel:
         try:
             self._senders[self._generator.start(*read)] = sender
         except (NoSlotError, PromptError) as error:
-            sender.send(_response(None, "full" if isinstance(error, NoSlotError) else "invalid", str(error)))
-            self._end(sender)
+            self._refuse(sender, "full" if isinstance(error, NoSlotError) else "invalid", str(error))
+        except Exception as error:  # who asks Triton itself may send what no gateway does; the one thread goes on
+            log.error("a request cannot be begun: %r", error)
+            self._refuse(sender, "error", "The request cannot be begun; Triton's log says why.")
+
+    def _refuse(self, sender: Any, finish: str, error: str) -> None:
+        sender.send(_response(None, finish, error))
+        self._end(sender)
 
     def _end(self, sender: Any) -> None:
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

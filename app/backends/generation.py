@@ -149,6 +149,10 @@ class GenerationThread:
             except PromptError as error:
                 _deliver(job, InvalidValueError(str(error), field="messages"))
                 continue
+            except Exception:
+                log.exception("%s cannot begin an answer", self._name)
+                _deliver(job, InferenceError(f"{self._name} cannot begin this answer."))
+                continue
             self._active[stream] = job
 
     def _fail_all(self, reason: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from app.backends.several import SeveralTritons
 from app.backends.triton import TritonBackend
-from app.errors import BackendUnavailableError, CapacityError, InvalidValueError
+from app.errors import BackendUnavailableError, CapacityError, InferenceError, InvalidValueError
 from app.generate import Event, PreparedImage, Prompt, Sampling
 from app.local_triton import free_ports
 from app.manifest import Entry
@@ -103,6 +103,13 @@ async def test_four_streams_advance_together(backend: TritonBackend, decoder: En
 async def test_what_is_wrong_with_a_prompt_is_told(backend: TritonBackend, decoder: Entry) -> None:
     with pytest.raises(InvalidValueError, match="more image tokens"):
         await answer(backend, decoder, ids(1, IMAGE))
+
+
+async def test_what_nobody_foresaw_ends_one_request_and_not_the_model(backend: TritonBackend, decoder: Entry) -> None:
+    async with asyncio.timeout(30):
+        with pytest.raises(InferenceError, match="cannot be begun"):
+            await answer(backend, decoder, ids(40), seed=-1)
+        assert [event.token for event in await answer(backend, decoder, ids(40), max_tokens=2)] == [41, 42]
 
 
 async def test_a_client_that_leaves_frees_its_slot(backend: TritonBackend, decoder: Entry) -> None:

@@ -116,6 +116,13 @@ async def test_a_prompt_that_cannot_be_is_its_own_fault(thread: GenerationThread
     assert await answer(thread, 40) == [41, 42, 43]
 
 
+async def test_what_nobody_foresaw_ends_one_request_and_not_the_thread(thread: GenerationThread) -> None:
+    async with asyncio.timeout(30):
+        with pytest.raises(InferenceError, match="cannot begin"):
+            [event async for event in thread.generate(ids(40), Sampling(seed=-1))]
+        assert await answer(thread, 40) == [41, 42, 43]
+
+
 async def test_closing_ends_all(generator: Generator) -> None:
     thread = GenerationThread(generator, f"{NAME}@1", NAME, max_waiting=1)
     events = thread.generate(ids(40), ENDLESS)
