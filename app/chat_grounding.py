@@ -38,8 +38,11 @@ class ChatGrounding:
 
     def takes(self, task: AnyTask, name: str | None) -> bool:
         """Whether the request is for a chat model."""
-        model = self._catalog.models.get((name or self._default).partition("@")[0])
-        return task.name == TASK and model is not None and model.answers(HOST)
+        return task.name == TASK and self._is_chat(name or self._default)
+
+    def role(self, task: str, role: str) -> str:
+        """The role that the default model of `task` answers with: `role`, or that of a chat model where one is to ground."""
+        return HOST if task == TASK and self._is_chat(self._default) else role
 
     async def acquire(self, task: AnyTask, model: str | None, options: Any, ticket: Ticket) -> tuple[Entry, ...]:
         """The model's decoder, which stands for all of it.
@@ -69,6 +72,10 @@ class ChatGrounding:
         if draw is not None:
             items = [await self._pipeline.draw(item, source, draw, ticket) for item, source in zip(items, sources, strict=True)]
         return Answer(entries[0], tuple(items))
+
+    def _is_chat(self, name: str) -> bool:
+        model = self._catalog.models.get(name.partition("@")[0])
+        return model is not None and model.answers(HOST)
 
     async def _item(self, source: Source, entry: Entry, options: GroundOptions, ticket: Ticket) -> Item:
         if isinstance(source, InputError):

@@ -113,7 +113,7 @@ def create_app(settings: Settings, shared: Path | None = None) -> FastAPI:
         if upstream is not None:
             await upstream.start()
         await catalog.refresh()
-        app.state.preloading = asyncio.create_task(_preload(catalog, roles if settings.preload else {}))
+        app.state.preloading = asyncio.create_task(_preload(catalog, services.default_roles() if settings.preload else {}))
         background = [app.state.preloading]
         if settings.repository_poll:
             background.append(asyncio.create_task(catalog.watch(settings.repository_poll)))

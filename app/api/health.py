@@ -47,7 +47,7 @@ async def _reasons_not_ready(services: Services) -> list[str]:
         reasons.append("the server is shutting down")
     if not services.catalog.models:
         reasons.append(f"there is no model in {services.catalog.root}; export one with `python -m export`")
-    for task, role in services.roles.items():
+    for task, role in services.default_roles().items():
         try:
             model, _ = services.catalog.choose(None, task, role)
         except (ModelNotChosenError, ModelNotFoundError):

@@ -29,3 +29,7 @@ class Services:
     max_images: int
     grounding: ChatGrounding
     tracing: Tracing | None = None
+
+    def default_roles(self) -> dict[str, str]:
+        """Of every task the role with which its default model answers."""
+        return {task: self.grounding.role(task, role) for task, role in self.roles.items()}

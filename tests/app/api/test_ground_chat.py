@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 from app.api.schemas import GroundResponse
 from app.main import create_app
 from app.settings import Settings
+from tests.app.api.test_health import wait_until_ready
 from tests.chat_repository import add_chat, let_say
 from tests.factories import encode, make_exif, make_image, make_jpeg
 
@@ -75,6 +77,19 @@ def test_images_fail_alone_and_phrases_together(client: TestClient) -> None:
     for model, phrase in (("pointer", " "), ("pointer", "<|image|>"), ("short", "cup")):
         refused = client.post("/v1/ground", params={"model": model, "phrase": phrase}, content=make_jpeg(*SIZE))
         assert (refused.status_code, refused.json()["field"]) == (422, "phrase")
+
+
+def test_the_default_is_loaded_before_the_server_is_ready(tmp_path: Path) -> None:
+    add_chat(tmp_path, "pointer")
+    add_chat(tmp_path, "other")
+    settings = Settings(_env_file=None, repository=tmp_path, repository_poll=0, default_ground="pointer")
+    with TestClient(create_app(settings.model_copy(update={"preload": False}))) as client:
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["pointer is not loaded yet"])
+    with TestClient(create_app(settings)) as client:
+        wait_until_ready(client)
+        models = {model["id"]: model["status"] for model in client.get("/v1/models").json()["data"]}
+        assert models == {"pointer": "ready", "other": "available"}
 
 
 def test_a_chat_model_grounds_only_where_it_is_named(client: TestClient) -> None:
