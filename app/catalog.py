@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -113,7 +113,7 @@ class Catalog:
         self._grace = grace
         self._chat_grace = chat_grace
         self._signature: Signature = frozenset()
-        self._leaving: set[str] = set()
+        self._leaving: set[ModelVersion] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def refresh(self) -> None:
@@ -313,26 +313,29 @@ class Catalog:
         return self.models[name]
 
     def _let_go(self) -> None:
-        """Begin to unload what is withdrawn, here or by another process, and still loaded."""
-        for name in self.withdrawn.names - self._leaving:
-            loaded = [version for version in self.models[name].versions if version.loaded] if name in self.models else []
-            if loaded:
-                self._leaving.add(name)
-                self._spawn(self._unload_withdrawn(name, loaded))
+        """Begin to unload what is withdrawn, here or by another process, and loaded or about to be."""
+        for name in self.withdrawn.names & self.models.keys():
+            for version in self.models[name].versions:
+                if version not in self._leaving and (version.loaded or version.loading is not None):
+                    self._leaving.add(version)
+                    self._spawn(self._leave(name, version))
 
-    async def _unload_withdrawn(self, name: str, versions: Sequence[ModelVersion]) -> None:
-        """Nothing is unloaded when it was restored meanwhile."""
-        await asyncio.sleep(max(map(self._grace_of, versions)))
-        self._leaving.discard(name)
-        for version in versions:
-            if name in self.withdrawn.names:
-                await self._unload(version)
+    async def _leave(self, name: str, version: ModelVersion) -> None:
+        """Nothing is unloaded when the model was restored meanwhile."""
+        await self._wait_for_users(version)
+        self._leaving.discard(version)
+        if name in self.withdrawn.names:
+            await self._unload(version)
 
     async def _retire(self, version: ModelVersion) -> None:
+        await self._wait_for_users(version)
+        await self._unload(version)
+
+    async def _wait_for_users(self, version: ModelVersion) -> None:
+        """Those that wait for its load are given it, too."""
         if version.loading is not None:
             await asyncio.wait([version.loading])
         await asyncio.sleep(self._grace_of(version))
-        await self._unload(version)
 
     def _grace_of(self, version: ModelVersion) -> float:
         return self._grace if version.manifest.generation is None else self._chat_grace
@@ -342,8 +345,8 @@ class Catalog:
             for entry in version.entries.values():
                 _info(entry, self.backend.name).set(0)
         version.loaded = False
-        for entry in version.entries.values():
-            await self.backend.unload(entry)
+        # All at once: a load that begins meanwhile must not find one that is yet to go.
+        await asyncio.gather(*(self.backend.unload(entry) for entry in version.entries.values()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

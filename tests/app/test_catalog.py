@@ -19,6 +19,7 @@ from app.errors import BackendUnavailableError, InferenceError, ModelNotChosenEr
 from app.golden import check_golden
 from app.manifest import MANIFEST_FILE, Entry, Source
 from tests.chat_repository import add_chat
+from tests.dual_repository import LENGTH, add_dual_encoder
 from tests.repository import add_entry, make_images, make_manifest, make_repository
 
 pytestmark = pytest.mark.anyio
@@ -328,6 +329,50 @@ async def test_a_load_outlives_the_requests_that_gave_up(tmp_path: Path) -> None
             await asyncio.wait_for(acquire(catalog), 0.01)
     assert await acquire(catalog) == "colours@1"
     assert loads == 1
+
+
+async def test_a_version_that_is_withdrawn_while_it_loads_is_let_go(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    class Slow(OnnxRuntimeBackend):
+        async def load(self, entry: Entry) -> None:
+            begun.set()
+            await asyncio.sleep(0.05)
+            await super().load(entry)
+
+    catalog = Catalog(make_repository(tmp_path), Slow(), check_golden, {}, grace=0.05)
+    await catalog.refresh()
+    waiting = asyncio.create_task(acquire(catalog))
+    await begun.wait()
+    model = catalog.withdraw("colours")
+    assert await waiting == "colours@1", "it began before"
+    async with asyncio.timeout(10):
+        while model.versions[0].loaded:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_model_that_is_restored_while_it_is_unloaded_has_all_engines(tmp_path: Path) -> None:
+    restored = asyncio.Event()
+
+    class Slow(OnnxRuntimeBackend):
+        async def unload(self, entry: Entry) -> None:
+            await super().unload(entry)
+            await restored.wait()
+
+    add_dual_encoder(tmp_path, "pair")
+    backend = Slow()
+    catalog = Catalog(tmp_path, backend, check_golden, {})
+    await catalog.refresh()
+    version = await catalog.acquire("pair", "embed", "image")
+    catalog.withdraw("pair")
+    while version.loaded:
+        await asyncio.sleep(0.001)
+    await catalog.restore("pair")
+    restored.set()
+    await asyncio.sleep(0.05)
+    text = version.entries["text"]
+    outputs = await backend.infer(text, {"input_ids": np.zeros((1, LENGTH), np.int64)}, Ticket())
+    assert outputs["embedding"].shape == (1, 3)
 
 
 async def test_the_version_before_answers_while_the_backend_lacks_the_newest(tmp_path: Path) -> None:
