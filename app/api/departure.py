@@ -16,8 +16,11 @@ CLIENT_CLOSED_REQUEST = 499
 def cancelled_by_departure(request: Request, ticket: Ticket) -> Iterator[None]:
     """Watch for the client to hang up (its body is read already); then the ticket is void and the work is cancelled."""
     working = asyncio.current_task()
+    done = False
 
     def hung_up(_: "asyncio.Task[Any]") -> None:
+        if done:  # in the same turn of the loop, when it is too late to take this call back
+            return
         ticket.departed = ticket.cancelled = True
         if working is not None:
             working.cancel()
@@ -27,5 +30,5 @@ def cancelled_by_departure(request: Request, ticket: Ticket) -> Iterator[None]:
     try:
         yield
     finally:
-        watcher.remove_done_callback(hung_up)
+        done = True
         watcher.cancel()
