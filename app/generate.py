@@ -19,6 +19,7 @@ The three engines of a Qwen2.5-VL (`N` patches of one image, `M = N / merge_size
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -28,6 +29,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+log = logging.getLogger("vitrine.generate")
 
 Finish = Literal["stop", "length", "error"]
 Grid = tuple[int, int, int]
@@ -224,8 +227,11 @@ class Generator:
         for stream, state in list(self._slots.items()):
             try:
                 event = self._advance(stream, state)
+            except ArithmeticError as error:
+                event = Event(stream, finish="error", error=f"The engine failed: {error}.")
             except Exception as error:  # onnxruntime raises classes of its own that share no other base
-                event = Event(stream, finish="error", error=f"The engine failed: {error}")
+                log.error("an engine failed: %s", error)
+                event = Event(stream, finish="error", error="The engine failed on this input; the log says how.")
             if event.finish is not None:
                 stream.finish = event.finish
                 self.cancel(stream)

@@ -134,7 +134,7 @@ async def test_closing_ends_all(generator: Generator) -> None:
         await answer(thread, 40)
 
 
-async def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+async def test_one_that_fails_leaves_the_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     entries = add_chat(tmp_path)
     poison_token(entries, 50)
     thread = open_generation(decoder(entries), threads=1, max_streams=2, max_waiting=1)
@@ -143,6 +143,8 @@ async def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     finally:
         thread.close()
     assert isinstance(failing, InferenceError)
+    assert failing.detail == f"{NAME}.decoder@1: The engine failed on this input; the log says how."
+    assert "Gather" in caplog.text, "onnxruntime's own words are for the log"
     assert sound == list(range(61, 70))
 
 
