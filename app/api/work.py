@@ -7,7 +7,6 @@ from typing import Any
 from app.admission import Ticket
 from app.api import schemas
 from app.api.services import Services
-from app.catalog import Catalog
 from app.chat_grounding import ChatGrounding
 from app.errors import InvalidValueError, VitrineError
 from app.manifest import Entry
@@ -47,7 +46,7 @@ async def find_work(task: AnyTask, asked: schemas.TaskRequest, options: Any, ser
         entries = await services.pipeline.acquire(SIMILARITY, asked.model, None, ticket)
         vectors, cut = await services.texts.vectors(entries[0], asked.texts, ("{}",), ticket, field="texts")
         return Work(SIMILARITY, entries, SimilarityOptions(vectors), services.pipeline, warnings=_cut_off(asked.texts, cut))
-    if isinstance(asked, schemas.ClassifyRequest) and _names_labels(asked, services.catalog):
+    if isinstance(asked, schemas.ClassifyRequest) and _names_labels(asked, services):
         entries = await services.pipeline.acquire(EMBED, asked.model, None, ticket)
         templates = asked.template or ("{}",)
         vectors, cut = await services.texts.vectors(entries[0], asked.labels, templates, ticket, field="labels")
@@ -65,9 +64,11 @@ def _cut_off(texts: Sequence[str], cut: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"{texts[number][:100]!r} is too long for the model; its end was not read." for number in cut)
 
 
-def _names_labels(asked: schemas.ClassifyRequest, catalog: Catalog) -> bool:
-    """Whether the request says among which labels to classify; the model must agree."""
-    model = None if asked.model is None else catalog.models.get(asked.model.partition("@")[0])
+def _names_labels(asked: schemas.ClassifyRequest, services: Services) -> bool:
+    """Whether the request says among which labels to classify; the model must agree. One without either is for the default."""
+    default = None if asked.labels else services.defaults["classify"]
+    name = default if asked.model is None else asked.model
+    model = None if name is None else services.catalog.models.get(name.partition("@")[0])
     if asked.template and not asked.labels:
         raise InvalidValueError("A template is for labels, and there are none.", field="template")
     if model is not None and model.answers(ZERO_SHOT.role) and not asked.labels:

@@ -182,6 +182,16 @@ def test_labels_that_do_not_fit_the_model(client: TestClient, asked: dict[str, A
     assert words in problem["detail"]
 
 
+def test_a_default_without_classes_of_its_own_asks_for_labels(tmp_path: Path) -> None:
+    add_dual_encoder(tmp_path)
+    settings = Settings(_env_file=None, repository=tmp_path, repository_poll=0, default_classify="colour-clip")
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        problem = client.post("/v1/classify", content=RED).json()
+        assert (problem["status"], problem["field"]) == (422, "labels")
+        assert "colour-clip has no classes of its own" in problem["detail"]
+        assert client.post("/v1/classify", params={"labels": LABELS}, content=RED).json()["model"] == "colour-clip"
+
+
 def test_labels_times_templates_have_a_limit(client: TestClient) -> None:
     asked = {"labels": LABELS, "template": ["a {}", "{} a", "{}", "dark {}", "{} dark"]}
     problem = client.post("/v1/classify", params=asked, content=RED).json()
