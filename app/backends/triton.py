@@ -95,22 +95,10 @@ class TritonBackend:
         if chat and entry.manifest.role != HOST:
             return  # the Python model of the host opens it itself
         self._check_circuit()
-        build = entry.name, entry.manifest.build
-        async with self._loading:
-            ready = await self._is_ready(entry)
-            if not ready or build not in self._builds:
-                try:
-                    await self._ask_to_load(entry)
-                except VitrineError:
-                    if not ready:
-                        raise
-            self._builds.add(build)
-        if chat:
-            return  # the manifest tells of the engine's tensors, the server of its Python model's
-        with translation(str(entry)):
-            told = await self._client.get_model_metadata(entry.name, str(entry.version), client_timeout=METADATA_SECONDS)
-        check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)
-        check_tensors(entry, "outputs", told.outputs, entry.manifest.outputs)
+        with self._suspecting():
+            await self._have_ready(entry)
+            if not chat:  # else the manifest tells of the engine's tensors, the server of its Python model's
+                await self._compare(entry)
 
     def check_room(self, entry: Entry) -> None:
         """What waits in Triton is not known here; its refusal is that of `infer`."""
@@ -120,13 +108,10 @@ class TritonBackend:
         self._check_circuit()
         rows = check_inputs(entry, inputs)
         pieces = split(inputs, rows, entry.manifest.engine.max_batch)
-        try:
+        with self._suspecting():
             if len(pieces) == 1:
                 return await self._infer_piece(entry, inputs, ticket)
             return join(await together(self._infer_piece(entry, piece, ticket) for piece in pieces))
-        except (BackendUnavailableError, DeadlineError):
-            self.breaker.suspect()
-            raise
 
     async def generate(self, entry: Entry, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Event]:
         """The tokens of an answer as they come; `entry` is the model's decoder, loaded. Closing it cancels the work in Triton.
@@ -174,6 +159,15 @@ class TritonBackend:
     def _check_circuit(self) -> None:
         if self.breaker.open:
             raise BackendUnavailableError(f"Triton does not answer at {self.target}; retry later.")
+
+    @contextmanager
+    def _suspecting(self) -> Iterator[None]:
+        """A server that is away in here, or silent until time ran out, may be dead."""
+        try:
+            yield
+        except (BackendUnavailableError, DeadlineError):
+            self.breaker.suspect()
+            raise
 
     async def _infer_piece(self, entry: Entry, inputs: Tensors, ticket: Ticket) -> dict[str, NDArray[Any]]:
         """Answer at most `max_batch` rows.
@@ -286,6 +280,26 @@ class TritonBackend:
     async def _is_ready(self, entry: Entry) -> bool:
         with translation(str(entry)):
             return bool(await self._client.is_model_ready(entry.name, str(entry.version), client_timeout=METADATA_SECONDS))
+
+    async def _have_ready(self, entry: Entry) -> None:
+        """Have the server load the version unless it is ready and of this build; one load at a time."""
+        build = entry.name, entry.manifest.build
+        async with self._loading:
+            ready = await self._is_ready(entry)
+            if not ready or build not in self._builds:
+                try:
+                    await self._ask_to_load(entry)
+                except VitrineError:
+                    if not ready:
+                        raise
+            self._builds.add(build)
+
+    async def _compare(self, entry: Entry) -> None:
+        """Hold the tensors that the server has against those of the manifest."""
+        with translation(str(entry)):
+            told = await self._client.get_model_metadata(entry.name, str(entry.version), client_timeout=METADATA_SECONDS)
+        check_tensors(entry, "inputs", told.inputs, entry.manifest.inputs)
+        check_tensors(entry, "outputs", told.outputs, entry.manifest.outputs)
 
     async def _ask_to_load(self, entry: Entry) -> None:
         """Ask for the newest versions of the model; the ones that are ready go on answering.

@@ -217,6 +217,15 @@ async def test_a_server_that_is_away(alone: TritonBackend, entry: Entry) -> None
         await alone.infer(entry, {"image": make_images(1)}, Ticket())
 
 
+@pytest.mark.anyio
+async def test_a_server_that_is_away_at_a_load_is_left_alone(alone: TritonBackend, entry: Entry) -> None:
+    with pytest.raises(BackendUnavailableError):
+        await alone.load(entry)
+    async with asyncio.timeout(10):
+        while not alone.breaker.open:
+            await asyncio.sleep(0.01)
+
+
 def test_importing_the_backend_does_not_import_grpc() -> None:
     code = "import sys, app.backends.triton; sys.exit('grpc' in sys.modules or 'tritonclient' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
