@@ -20,6 +20,7 @@ The three engines of a Qwen2.5-VL (`N` patches of one image, `M = N / merge_size
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -142,12 +143,14 @@ class Architecture:
 
 @dataclass(eq=False)
 class _State:
-    """What a slot holds: positions int64 [3,L] of the prompt, the position that comes next, and the engine's own cache."""
+    """What a slot holds: positions int64 [3,L] of the prompt, and the engine's own cache. Of the step that comes next, written
+    over by each: `token` int64 [1,1], which was chosen last, and its `place` int64 [1,3,1]."""
 
     positions: NDArray[np.int64]
-    next_position: int
+    place: NDArray[np.int64]
     random: np.random.Generator
     cache: list[Any]
+    token: NDArray[np.int64] = field(default_factory=lambda: np.empty((1, 1), np.int64))
 
 
 class Generator:
@@ -165,9 +168,9 @@ class Generator:
         """Open `engines`, the files of "vision", "embed" and "decoder". `threads`: of each inference."""
         self.architecture = architecture
         self.max_streams = max_streams
-        self._vision = _open(engines["vision"], threads, providers)
-        self._embed = _open(engines["embed"], 1, providers)
-        self._decoder = _open(engines["decoder"], threads, providers)
+        self._vision = open_session(engines["vision"], threads, providers)
+        self._embed = open_session(engines["embed"], 1, providers)
+        self._decoder = open_session(engines["decoder"], threads, providers)
         self._device = "cpu" if providers[0] == "CPUExecutionProvider" else "cuda"
         self._slots: dict[Stream, _State] = {}
 
@@ -215,7 +218,8 @@ class Generator:
             raise PromptError(f"The prompt has {length} tokens; with its answer it may have {self.max_length}.")
         positions, next_position = rope_positions(prompt, self.architecture)
         stream = Stream(prompt, sampling)
-        self._slots[stream] = _State(positions, next_position, np.random.default_rng(sampling.seed), self._empty_cache)
+        place = np.full((1, 3, 1), next_position, np.int64)
+        self._slots[stream] = _State(positions, place, np.random.default_rng(sampling.seed), self._empty_cache)
         return stream
 
     def step(self) -> list[Event]:
@@ -269,16 +273,17 @@ class Generator:
 
     def _continue(self, token: int, state: _State) -> NDArray[np.float32]:
         """One step of decoding: the token chosen last, behind all that the cache has."""
-        embeds = self._embed.run(["inputs_embeds"], {"input_ids": np.array([[token]], np.int64)})[0]
-        positions = np.full((1, 3, 1), state.next_position, np.int64)
-        state.next_position += 1
-        return self._decode(embeds, positions, state)
+        state.token[0, 0] = token
+        embeds = self._embed.run(["inputs_embeds"], {"input_ids": state.token})[0]
+        logits = self._decode(embeds, state.place, state)
+        state.place += 1
+        return logits
 
     def _decode(self, embeds: NDArray[Any], positions: NDArray[np.int64], state: _State) -> NDArray[np.float32]:
         """Logits [vocabulary] behind the last of `embeds`; the engine's new cache, which stays where it is, replaces the old."""
         binding = self._decoder.io_binding()
-        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
-        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions))
+        binding.bind_cpu_input("inputs_embeds", embeds)
+        binding.bind_cpu_input("position_ids", positions)
         for name, value in zip(self._past, state.cache, strict=True):
             binding.bind_ortvalue_input(name, value)
         binding.bind_output("logits")
@@ -287,7 +292,7 @@ class Generator:
         self._decoder.run_with_iobinding(binding)
         logits, *state.cache = binding.get_outputs()
         last: NDArray[np.float32] = logits.numpy()[0]
-        if np.isnan(last.max()):
+        if math.isnan(last[last.argmax()]):  # the first that is no number is taken for the largest
             raise ArithmeticError("its logits are no numbers")
         return last
 
@@ -414,7 +419,7 @@ def vision_rotary(grid: Grid, architecture: Architecture) -> tuple[NDArray[np.fl
     return np.cos(table), np.sin(table)
 
 
-def _open(file: Path, threads: int, providers: Sequence[str]) -> Any:
+def open_session(file: Path, threads: int, providers: Sequence[str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
