@@ -147,13 +147,14 @@ def test_what_is_no_prompt_takes_no_slot(generator: Generator, prompt: Prompt, m
     assert generator.streams == ()
 
 
-def test_a_stream_that_fails_leaves_the_others_alone(generator: Generator) -> None:
+def test_a_stream_that_fails_leaves_the_others_alone(generator: Generator, caplog: pytest.LogCaptureFixture) -> None:
     broken = PreparedImage(np.zeros((24, CHANNELS + 1), np.uint8), (1, 4, 6))
     bad = generator.start(Prompt(np.array([IMAGE] * 6, np.int64), (broken,)), Sampling())
     good = generator.start(ids(10), Sampling(max_tokens=1))
     events = {event.stream: event for event in generator.step()}
     assert events[bad].finish == bad.finish == "error"
-    assert "patches" in str(events[bad].error)
+    assert events[bad].error == "The engine failed on this input; the log says how."
+    assert "patches" in caplog.text
     assert good.tokens == [11]
     assert generator.streams == ()
 

@@ -26,7 +26,7 @@ from tests.gateway import VITRINE, environment, free_port, gateway
 from tests.repository import make_images
 from tests.tokenizer_repository import CODEBOOK, add_tokenizer, image_of, tokens_of
 
-PHOTOS, MANY = 9, 150
+PHOTOS, MANY = 9, 600
 TOKEN_FORMAT = Path(__file__).parents[2] / "docs/token-format.md"
 
 

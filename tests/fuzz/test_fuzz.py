@@ -36,7 +36,7 @@ def test_parsers_and_decoders(name: str) -> None:
 def test_a_gateway(name: str, gateway: Watched) -> None:
     campaign = Campaign(name, SECONDS.get(name, 0), SEED)
     SERVED[name](campaign, gateway=gateway, side=SIDE)
-    assert campaign.outcomes.total() > 90
+    assert campaign.outcomes.total() > 30  # some run for a time, however slow the machine is
     assert not campaign.faults, campaign
 
 
