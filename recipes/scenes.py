@@ -480,8 +480,8 @@ def _by_relation(scene: Scene, members: Sequence[int], anchor: int) -> Iterator[
     yield from (("{} in front of the {}", i) for i in before if len(before) == 1)
 
 
-def phrases(scene: Scene) -> list[Phrase]:
-    """Every phrase of the grammar that refers to exactly one shape of the scene, in a fixed order.
+def phrases(scene: Scene, *, relations: bool = True) -> list[Phrase]:
+    """Every phrase of the grammar that refers to exactly one shape of the scene, in a fixed order; without `relations`, sooner.
 
     Superlatives, orders and relations choose among two shapes or more.
     """
@@ -497,7 +497,7 @@ def phrases(scene: Scene) -> list[Phrase]:
         if len(members) >= 2:
             clauses = itertools.chain(_by_size(scene, members), _by_place(scene, members))
             found += [Phrase("the " + t.format(noun), form, target, tuple(members)) for form, t, target in clauses]
-    anchors = {noun: members[0] for noun, members in groups.items() if len(members) == 1 and noun.kind}
+    anchors = {noun: members[0] for noun, members in groups.items() if len(members) == 1 and noun.kind and relations}
     for (noun, members), (other, anchor) in itertools.product(groups.items(), anchors.items()):
         candidates = [i for i in members if i != anchor]
         if len(candidates) >= 2:
