@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 triton .triton bundled bundled-tokenizer audit sbom docs format clean
+.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 triton .triton bundled bundled-tokenizer bundled-encoder bundled-chat audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,18 @@ bundled-tokenizer: $(VENV)/.test ## export the bundled tokenizer again from runs
 	$(BIN)/python -m export vit_vqgan --name vq-photo --model-arg variant=nano \
 	    --checkpoint runs/photo_tokenizer/model.safetensors --licence Apache-2.0 \
 	    --description "Photos of 256x256 to 32x32 tokens and back, trained by recipes/photo_tokenizer.py" $(ARGS)
+
+bundled-encoder: $(VENV)/.test ## export the bundled dual encoder again from runs/scene_encoder, which its recipe writes
+	$(BIN)/python -m export open_clip/ViTamin-S --name scenes-encoder --input-size 128 --model-arg embed_dim=128 \
+	    --model-arg "trunk={'widths': (24, 48, 128), 'depths': (1, 2, 4), 'heads': 4}" \
+	    --model-arg "text_cfg={'context_length': 77, 'vocab_size': 384, 'width': 128, 'heads': 4, 'layers': 3, 'pool_type': 'eos', \
+	    'eos_id': 1, 'hf_tokenizer_name': 'scenes', 'tokenizer_kwargs': {'clean': 'lower'}}" \
+	    --checkpoint runs/scene_encoder/model/open_clip_model.safetensors --licence Apache-2.0 \
+	    --description "Scenes of coloured shapes and descriptions of them, trained by recipes/scene_encoder.py" $(ARGS)
+
+bundled-chat: $(VENV)/.test ## export the bundled chat model again from runs/scene_chat, which its recipe writes
+	$(BIN)/python -m export transformers/runs/scene_chat/model --pretrained --name scenes-chat --licence Apache-2.0 \
+	    --description "Answers questions about scenes of coloured shapes, trained by recipes/scene_chat.py" $(ARGS)
 
 audit: build/.gateway build/.audit ## ask PyPI's advisories about everything that the gateway installs; fails where it cannot ask
 	build/audit/bin/pip-audit --strict --skip-editable --path build/gateway/lib/python3*/site-packages $(ARGS)

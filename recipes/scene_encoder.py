@@ -23,7 +23,7 @@ exports.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import save_file
 from scene_views import Batch, Pixels, Seen, Views, resized
-from scene_words import describe, summarise
+from scene_words import AMONG, DESCRIPTIONS, draws
 from scenes import COLOURS, KINDS, Scene, drawn
 from timm.utils import ModelEmaV3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -61,13 +61,6 @@ TEXT = {
     "layers": 3,
     "pool_type": "eos",
     "eos_id": 1,
-}
-AMONG = 50
-"""Descriptions in one draw of the zero-shot evaluation."""
-FORMS: dict[str, Callable[[Scene], str]] = {
-    "places": lambda scene: describe(scene, places=True),
-    "list": describe,
-    "counts": summarise,
 }
 
 
@@ -97,7 +90,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def vocabulary(scenes: Sequence[Scene]) -> PreTrainedTokenizerFast:
     """The tokenizer of the descriptions of some scenes; the same for the same scenes."""
-    return train_tokenizer([form(scene) for scene in scenes[:2000] for form in FORMS.values()])
+    return train_tokenizer([form(scene) for scene in scenes[:2000] for form in DESCRIPTIONS.values()])
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
@@ -189,16 +182,6 @@ def matching(logits: Tensor, right: Tensor) -> Tensor:
     return -(F.log_softmax(logits, -1) * right / right.sum(-1, keepdim=True)).sum(-1).mean()
 
 
-def draws(texts: Sequence[str], among: int = AMONG) -> list[list[int]]:
-    """Indices of texts, `among` different ones at a time and in their order; one that its draw already has is left out."""
-    found: list[dict[str, int]] = [{}]
-    for index, text in enumerate(texts):
-        if len(found[-1]) == among:
-            found.append({})
-        found[-1].setdefault(text, index)
-    return [list(each.values()) for each in found if len(each) == among]
-
-
 def zero_shot(images: NDArray[np.float32], texts: NDArray[np.float32], drawn_rows: Sequence[Sequence[int]]) -> float:
     """The share of images [N,D] whose own text [N,D] fits best among those of their draw."""
     hits = [(images[rows] @ texts[rows].T).argmax(1) == np.arange(len(rows)) for rows in map(list, drawn_rows)]
@@ -218,7 +201,7 @@ def evaluate(
     starts = range(0, len(scenes), AMONG)
     images = unit([encoder.encode_image(normalised(pixels[i : i + AMONG])) for i in starts])
     figures = {}
-    for name, form in FORMS.items():
+    for name, form in DESCRIPTIONS.items():
         texts = [form(scene) for scene in scenes]
         said = unit([read(encoder, tokens(tokenizer, texts[i : i + AMONG])) for i in starts])
         figures[name] = zero_shot(images, said, draws(texts))
@@ -250,7 +233,7 @@ def train(options: argparse.Namespace) -> None:
     for step in run.steps():
         rng = np.random.default_rng((options.seed, step))
         batch = views.batch(options.pictures, rng)
-        form = list(FORMS.values())[rng.integers(len(FORMS))]
+        form = list(DESCRIPTIONS.values())[rng.integers(len(DESCRIPTIONS))]
         texts, wrong = [form(scene) for scene in batch.scenes], [form(confused(scene, rng)) for scene in batch.scenes]
         rate = run.rate(options.lr)
         for group in (*muon.param_groups, *adamw.param_groups):

@@ -5,7 +5,7 @@ there, who is asked for is the only one or so by a margin, a place is told where
 """
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +26,8 @@ PLACES = (
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+AMONG = 50
+"""Descriptions of different scenes among which one's own is to be found."""
 SIDES = (("to the left of", 0, 1), ("to the right of", 0, -1), ("above", 1, 1), ("below", 1, -1))
 
 
@@ -59,6 +61,23 @@ def summarise(scene: Scene) -> str:
     counts = Counter((shape.colour, shape.kind) for shape in scene.shapes)
     ordered = [(colour, kind) for colour, kind in itertools.product(COLOURS, KINDS) if (colour, kind) in counts]
     return joined([f"{NUMBERS[counts[each]]} {each[0]} {plural(each[1]) if counts[each] > 1 else each[1]}" for each in ordered])
+
+
+DESCRIPTIONS: dict[str, Callable[[Scene], str]] = {
+    "places": lambda scene: describe(scene, places=True),
+    "list": describe,
+    "counts": summarise,
+}
+
+
+def draws(texts: Sequence[str], among: int = AMONG) -> list[list[int]]:
+    """Indices of texts, `among` different ones at a time and in their order; one that its draw already has is left out."""
+    found: list[dict[str, int]] = [{}]
+    for index, text in enumerate(texts):
+        if len(found[-1]) == among:
+            found.append({})
+        found[-1].setdefault(text, index)
+    return [list(each.values()) for each in found if len(each) == among]
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -121,6 +140,23 @@ def held_out_questions(scenes: Sequence[Scene], count: int) -> list[tuple[int, Q
             found.append((index, question))
             kind = next(kinds)
     return found
+
+
+def choose_phrase(scene: Scene, rng: np.random.Generator) -> Phrase | None:
+    """One of the simple phrases, their forms alike often."""
+    found: dict[Form, list[Phrase]] = defaultdict(list)
+    for phrase in simple_phrases(scene):
+        found[phrase.form].append(phrase)
+    if not found:
+        return None
+    those = found[sorted(found)[rng.integers(len(found))]]
+    return those[rng.integers(len(those))]
+
+
+def held_out_phrases(scenes: Sequence[Scene], count: int) -> list[tuple[int, Phrase]]:
+    """The index of a scene and a simple phrase: up to `count`; the same each time."""
+    drawn = (choose_phrase(scene, np.random.default_rng((scene.seed, scene.number, 3))) for scene in scenes)
+    return [(index, phrase) for index, phrase in enumerate(drawn) if phrase is not None][:count]
 
 
 @lru_cache(maxsize=64)

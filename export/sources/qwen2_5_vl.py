@@ -191,10 +191,15 @@ def write_folder(directory: Path, text_config: dict[str, Any] | None = None, vis
     without a token.
     """
     tokenizer = train_tokenizer(grounding_phrases(), _VOCABULARY)
+    write_files(directory, make_config(tokenizer, text_config or {}, vision_config or {}), tokenizer)
+
+
+def make_config(tokenizer: Tokenizer, text_config: dict[str, Any], vision_config: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` says of a network that reads the ids of `tokenizer`; see `write_folder`."""
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    text = _TEXT | {"vocab_size": tokenizer.get_vocab_size()} | (text_config or {})
-    vision = _VISION | {"out_hidden_size": text["hidden_size"]} | (vision_config or {})
-    config = {
+    text = _TEXT | {"vocab_size": tokenizer.get_vocab_size()} | text_config
+    vision = _VISION | {"out_hidden_size": text["hidden_size"]} | vision_config
+    return {
         "model_type": MODEL_TYPE,
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "image_token_id": ids["<|image_pad|>"],
@@ -204,12 +209,14 @@ def write_folder(directory: Path, text_config: dict[str, Any] | None = None, vis
         "text_config": text | {"eos_token_id": ids[END_OF_TURN], "bos_token_id": None, "pad_token_id": ids[END_OF_TEXT]},
         "vision_config": vision,
     }
-    write_files(directory, config, tokenizer)
 
 
-def write_files(directory: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Lay out `config`, `tokenizer` and the processor's settings as transformers reads them."""
-    images = {"image_processor_type": "Qwen2VLImageProcessor", "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}}
+def write_files(directory: Path, config: dict[str, Any], tokenizer: Tokenizer, most_pixels: int = MOST_PIXELS) -> None:
+    """Lay out `config`, `tokenizer` and the processor's settings as transformers reads them.
+
+    `most_pixels`: of an image as the network sees it.
+    """
+    images = {"image_processor_type": "Qwen2VLImageProcessor", "size": {"shortest_edge": 56 * 56, "longest_edge": most_pixels}}
     words = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": END_OF_TURN,

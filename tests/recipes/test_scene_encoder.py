@@ -6,14 +6,12 @@ import scenes
 import torch
 from muon import optimizers
 from scene_encoder import (
-    FORMS,
     GRID,
     LENGTH,
     SIDE,
     Teacher,
     build,
     confused,
-    draws,
     matching,
     pairs_of,
     read,
@@ -22,7 +20,7 @@ from scene_encoder import (
     zero_shot,
 )
 from scene_views import Views
-from scene_words import describe, summarise
+from scene_words import DESCRIPTIONS, describe, draws, summarise
 from scenes import COLOURS, KINDS, Drawn
 from transformers import PreTrainedTokenizerFast
 
@@ -92,8 +90,8 @@ def test_steps_make_the_loss_smaller(data: Drawn, tokenizer: PreTrainedTokenizer
     torch.manual_seed(0)
     teacher = Teacher(build())
     batch = Views(data, SIDE, GRID).batch(8, np.random.default_rng(0))
-    texts = [FORMS["places"](scene) for scene in batch.scenes]
-    wrong = [FORMS["places"](confused(scene, np.random.default_rng(0))) for scene in batch.scenes]
+    texts = [DESCRIPTIONS["places"](scene) for scene in batch.scenes]
+    wrong = [DESCRIPTIONS["places"](confused(scene, np.random.default_rng(0))) for scene in batch.scenes]
     ids = tokens(tokenizer, [*texts, *wrong])
     training = optimizers(teacher, lr=2e-3, weight_decay=0.02, plain=("positional_embedding", "conv2_kxk", "seen", "pairs"))
     totals = []
