@@ -21,24 +21,23 @@ from scene_words import DESCRIPTION_QUESTIONS, describe, held_out_phrases, held_
 from scenes import SPLITS, Picture, draw
 
 from app.ahead import ahead
-from app.client import DEFAULT_URL, Client
+from app.client import DEFAULT_URL, Box, Client
 from export.evaluate.grounding import ENOUGH, overlap
-from export.evaluate.measuring import share
 
 REQUESTS = 4
 MOST_TOKENS = 128
 ROLES = ("vision", "embed", "decoder")
 
-Ask = Callable[[tuple[Picture, str]], str]
+Asked = tuple[Picture, str]
 
 
-def asking(client: OpenAI, model: str) -> Ask:
-    """What the model answers to a question about a picture, greedily."""
+def answering(client: OpenAI, model: str) -> Callable[[Asked], str]:
+    """What the model says, greedily, to a question about a picture."""
 
-    def ask(item: tuple[Picture, str]) -> str:
-        picture, question = item
+    def answer(asked: Asked) -> str:
+        picture, question = asked
         url = f"data:image/png;base64,{base64.b64encode(encode_png(picture.pixels)).decode()}"
-        answer = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model=model,
             messages=[
                 {
@@ -49,44 +48,55 @@ def asking(client: OpenAI, model: str) -> Ask:
             temperature=0,
             max_tokens=MOST_TOKENS,
         )
-        return answer.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
 
-    return ask
-
-
-def measure_answers(ask: Ask, pictures: Sequence[Picture], questions: int, descriptions: int) -> dict[str, float]:
-    """How many questions there were and the share of them that is answered exactly, in all and by kind; the same of descriptions."""
-    asked = held_out_questions([picture.scene for picture in pictures], questions)
-    right: dict[str, list[bool]] = defaultdict(list)
-    items = [(pictures[index], question.text) for index, question in asked]
-    for (_, question), (_, answer) in zip(asked, ahead(ask, items, REQUESTS), strict=True):
-        right[question.kind].append(answer.result() == question.answer)
-    described = [
-        answer.result() == describe(picture.scene)
-        for (picture, _), answer in ahead(ask, [(each, DESCRIPTION_QUESTIONS[0]) for each in pictures[:descriptions]], REQUESTS)
-    ]
-    figures: dict[str, float] = {"questions": len(asked), "exact_match": _share([hit for hits in right.values() for hit in hits])}
-    figures |= {f"exact_match_{kind.replace(' ', '_')}": _share(hits) for kind, hits in right.items()}
-    return figures | {"descriptions": len(described), "described_exactly": _share(described)}
+    return answer
 
 
-def measure_boxes(client: Client, model: str, pictures: Sequence[Picture], phrases: int) -> tuple[int, dict[str, float]]:
-    """The version that answered; how many phrases there were, accuracy at IoU 0.5 and the mean overlap."""
-    located = held_out_phrases([picture.scene for picture in pictures], phrases)
-    found: list[float] = []
-    for index, phrase in located:
-        picture = pictures[index]
-        answer = client.ground(encode_png(picture.pixels), phrase.text, model=model)
-        (item,) = answer.results
+def locating(client: Client, model: str) -> Callable[[Asked], Box | None]:
+    """The box that the model names for a phrase about a picture."""
+
+    def locate(asked: Asked) -> Box | None:
+        picture, phrase = asked
+        (item,) = client.ground(encode_png(picture.pixels), phrase, model=model).results
         assert item.groundings is not None, item.error
-        box = item.groundings[0].box
-        found.append(0.0 if box is None else overlap(box, picture.scene.shapes[phrase.target].box))
-    hits = _share([value >= ENOUGH for value in found])
-    return answer.version, {"phrases": len(found), "box_accuracy": hits, "mean_iou": round(sum(found) / len(found), 4)}
+        return item.groundings[0].box
+
+    return locate
 
 
-def _share(hits: Sequence[bool]) -> float:
-    return round(share(hits) or 0.0, 4)
+def measure_answers(answer: Callable[[Asked], str], pictures: Sequence[Picture], most: int) -> dict[str, float]:
+    """How many questions there were, `most` at most, and the share that is answered exactly, in all and by kind."""
+    questions = held_out_questions([picture.scene for picture in pictures], most)
+    right: dict[str, list[bool]] = defaultdict(list)
+    asked = [(pictures[index], question.text) for index, question in questions]
+    for (_, question), (_, said) in zip(questions, ahead(answer, asked, REQUESTS), strict=True):
+        right[question.kind].append(said.result() == question.answer)
+    figures = {"questions": len(asked), "exact_match": share([hit for hits in right.values() for hit in hits])}
+    return figures | {f"exact_match_{kind.replace(' ', '_')}": share(hits) for kind, hits in right.items()}
+
+
+def measure_descriptions(answer: Callable[[Asked], str], pictures: Sequence[Picture]) -> dict[str, float]:
+    """How many pictures there were, and the share that is described exactly."""
+    asked = [(picture, DESCRIPTION_QUESTIONS[0]) for picture in pictures]
+    hits = [said.result() == describe(picture.scene) for (picture, _), said in ahead(answer, asked, REQUESTS)]
+    return {"descriptions": len(hits), "described_exactly": share(hits)}
+
+
+def measure_boxes(locate: Callable[[Asked], Box | None], pictures: Sequence[Picture], most: int) -> dict[str, float]:
+    """How many phrases there were, `most` at most, accuracy at IoU 0.5, and the mean overlap."""
+    phrases = held_out_phrases([picture.scene for picture in pictures], most)
+    asked = [(pictures[index], phrase.text) for index, phrase in phrases]
+    overlaps: list[float] = []
+    for (_, phrase), ((picture, _), found) in zip(phrases, ahead(locate, asked, REQUESTS), strict=True):
+        box = found.result()
+        overlaps.append(0.0 if box is None else overlap(box, picture.scene.shapes[phrase.target].box))
+    hits = share([value >= ENOUGH for value in overlaps])
+    return {"phrases": len(overlaps), "box_accuracy": hits, "mean_iou": round(sum(overlaps) / len(overlaps), 4)}
+
+
+def share(hits: Sequence[bool]) -> float:
+    return round(sum(hits) / len(hits), 4)
 
 
 def main() -> None:
@@ -100,15 +110,16 @@ def main() -> None:
     options = parser.parse_args()
     most = max(options.questions, options.phrases, options.descriptions)
     pictures = [draw(number) for number in SPLITS["held-out"][: 2 * most]]  # not every scene can be asked every kind of question
-    ask = asking(OpenAI(base_url=f"{options.url}/v1", api_key="none", max_retries=0), options.model)
-    figures = measure_answers(ask, pictures, options.questions, options.descriptions)
     with Client(options.url) as client:
-        version, boxes = measure_boxes(client, options.model, pictures, options.phrases)
-    figures |= boxes
-    name = options.model.partition("@")[0]
-    print(f"{name}@{version}: {json.dumps(figures)}")
+        found = client.model(options.model)
+        name = f"{found.id}@{found.version}"
+        answer = answering(OpenAI(base_url=f"{client.url}/v1", api_key="none", max_retries=0), name)
+        figures = measure_answers(answer, pictures, options.questions)
+        figures |= measure_descriptions(answer, pictures[: options.descriptions])
+        figures |= measure_boxes(locating(client, name), pictures, options.phrases)
+    print(f"{name}: {json.dumps(figures)}")
     for role in ROLES if options.record else ():
-        record(options.record / f"{name}.{role}" / str(version), figures)
+        record(options.record / f"{found.id}.{role}" / str(found.version), figures)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ version that answered.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from measure_accuracy import record
@@ -17,29 +17,42 @@ from rate_distortion import encode_png
 from scene_words import AMONG, DESCRIPTIONS, draws
 from scenes import SPLITS, Picture, draw
 
-from app.client import DEFAULT_URL, Classification, Client
+from app.client import DEFAULT_URL, Client
 
 BATCH = 10
 ROLES = ("image", "text")
 
+Classify = Callable[[Sequence[Picture], Sequence[str]], list[str]]
 
-def measure(client: Client, model: str, pictures: Sequence[Picture]) -> tuple[Classification, dict[str, float]]:
-    """An answer, and the share of pictures whose own description scores highest, by the form of the descriptions."""
+
+def classifying(client: Client, model: str) -> Classify:
+    """The best of the labels for each picture."""
+
+    def classify(pictures: Sequence[Picture], labels: Sequence[str]) -> list[str]:
+        files = [encode_png(picture.pixels) for picture in pictures]
+        found = []
+        for item in client.classify(files, model=model, labels=labels, top_k=1).results:
+            assert item.predictions is not None, item.error
+            found.append(item.predictions[0].label)
+        return found
+
+    return classify
+
+
+def measure(classify: Classify, pictures: Sequence[Picture]) -> dict[str, float]:
+    """How many pictures there were and for which share their own description scores highest, by the form of the descriptions."""
     figures: dict[str, float] = {"zero_shot_among": AMONG}
-    files = [encode_png(picture.pixels) for picture in pictures]
     for name, form in DESCRIPTIONS.items():
         texts = [form(picture.scene) for picture in pictures]
         hits: list[bool] = []
         for rows in draws(texts):
+            labels = [texts[row] for row in rows]
             for start in range(0, len(rows), BATCH):
                 some = rows[start : start + BATCH]
-                answer = client.classify([files[i] for i in some], model=model, labels=[texts[i] for i in rows], top_k=1)
-                for row, item in zip(some, answer.results, strict=True):
-                    assert item.predictions is not None, item.error
-                    hits.append(item.predictions[0].label == texts[row])
-        figures[f"zero_shot_{name}"] = round(sum(hits) / len(hits), 4)
-        figures[f"images_{name}"] = len(hits)
-    return answer, figures
+                found = classify([pictures[row] for row in some], labels)
+                hits += [label == texts[row] for label, row in zip(found, some, strict=True)]
+        figures |= {f"images_{name}": len(hits), f"zero_shot_{name}": round(sum(hits) / len(hits), 4)}
+    return figures
 
 
 def main() -> None:
@@ -51,10 +64,11 @@ def main() -> None:
     options = parser.parse_args()
     pictures = [draw(number) for number in SPLITS["held-out"][: options.scenes]]
     with Client(options.url) as client:
-        answer, figures = measure(client, options.model, pictures)
-    print(f"{answer.model}@{answer.version}: {json.dumps(figures)}")
+        found = client.model(options.model)
+        figures = measure(classifying(client, f"{found.id}@{found.version}"), pictures)
+    print(f"{found.id}@{found.version}: {json.dumps(figures)}")
     for role in ROLES if options.record else ():
-        record(options.record / f"{answer.model}.{role}" / str(answer.version), figures)
+        record(options.record / f"{found.id}.{role}" / str(found.version), figures)
 
 
 if __name__ == "__main__":

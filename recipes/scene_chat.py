@@ -70,22 +70,24 @@ TOKENS = (GRID // MERGE) ** 2
 MOST_PIXELS = (SIDE + 2) ** 2
 """Somewhat more than SIDE squared, so that rounding takes no row of patches from a square image."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-VOCABULARY = 512
-TEXT = {
-    "hidden_size": 192,
+VOCABULARY, LENGTH = 512, 1024
+WIDTH, SEEING_WIDTH, SEEING_HEADS = 192, 128, 4
+HEAD = SEEING_WIDTH // SEEING_HEADS
+TEXT: dict[str, Any] = {
+    "hidden_size": WIDTH,
     "intermediate_size": 384,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": LENGTH,
     "initializer_range": 0.05,
     "rope_parameters": {"rope_type": "default", "rope_theta": 200.0, "mrope_section": [1] * 16},
 }
-VISION = {
+VISION: dict[str, Any] = {
     "depth": 5,
-    "hidden_size": 128,
+    "hidden_size": SEEING_WIDTH,
     "intermediate_size": 256,
-    "num_heads": 4,
+    "num_heads": SEEING_HEADS,
     "patch_size": PATCH,
     "spatial_merge_size": MERGE,
     "fullatt_block_indexes": list(range(5)),
@@ -132,9 +134,8 @@ def save(network: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, fold
 
 # Seeing, all pictures of a batch at once: the library goes through them one by one.
 
-HEAD = VISION["hidden_size"] // VISION["num_heads"]  # type: ignore[operator]
 ARCHITECTURE = Architecture(
-    max_length=TEXT["max_position_embeddings"],  # type: ignore[arg-type]
+    max_length=LENGTH,
     image_token_id=-1,
     end_token_ids=(),
     patch_size=PATCH,
@@ -154,16 +155,16 @@ def patches(pixels: Pixels) -> Tensor:
     return rows[:, ORDER].flatten(2)
 
 
-def see(tower: nn.Module, seen: Tensor) -> Tensor:
+def see(tower: Any, seen: Tensor) -> Tensor:
     """float32 [B,TOKENS,width] of `patches`: what `tower` gives for square pictures, each of which is both of its frames."""
     cos, sin = (torch.from_numpy(table) for table in vision_rotary((1, GRID, GRID), ARCHITECTURE))
-    x = seen @ tower.patch_embed.proj.weight.sum(2).flatten(1).T  # type: ignore[union-attr,operator]
-    for block in tower.blocks:  # type: ignore[union-attr]
+    x = seen @ tower.patch_embed.proj.weight.sum(2).flatten(1).T
+    for block in tower.blocks:
         q, k, v = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)
         q, k = (part * cos + torch.cat((-part[..., HEAD // 2 :], part[..., : HEAD // 2]), -1) * sin for part in (q, k))
         x = x + block.attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
-    merged: Tensor = tower.merger(x.contiguous())  # type: ignore[operator]
+    merged: Tensor = tower.merger(x.contiguous())
     return merged.view(len(seen), TOKENS, -1)
 
 
@@ -281,9 +282,8 @@ class Teacher(nn.Module):
     def __init__(self, network: Qwen2_5_VLForConditionalGeneration) -> None:
         super().__init__()
         self.network = network
-        width: int = TEXT["hidden_size"]  # type: ignore[assignment]
-        self.seen = Seen(width, GRID, MERGE**2)
-        self.known = Seen(width, GRID, MERGE**2, absolute=True)
+        self.seen = Seen(WIDTH, GRID, MERGE**2)
+        self.known = Seen(WIDTH, GRID, MERGE**2, absolute=True)
 
     def forward(self, batch: Batch, rows: Rows | None, at: slice) -> dict[str, Tensor]:
         """The terms of the loss; without rows, those of the first lesson alone."""
@@ -392,8 +392,9 @@ def train(options: argparse.Namespace) -> None:
     )
     for step in run.steps():
         rng = np.random.default_rng((options.seed, step))
-        batch = views.batch(options.pictures, rng)
-        rows = None if run.progress < SEEING_SHARE else lessons.rows(batch.scenes, rng)
+        seeing = run.progress < SEEING_SHARE
+        batch = views.batch(2 * options.pictures if seeing else options.pictures, rng)
+        rows = None if seeing else lessons.rows(batch.scenes, rng)
         rate = run.rate(options.lr)
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = rate
@@ -421,7 +422,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, a question each")
     parser.add_argument("--boxes", type=int, default=50, help="phrases of them to find the boxes of")
-    parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch")
+    parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch, twice as many in the first lesson")
     parser.add_argument("--questions", type=int, default=4, help="questions about each, beside a box")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)

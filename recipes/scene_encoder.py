@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ from export.vitamin import register_trunk
 
 DRAWN, SIDE = 256, 128
 GRID = SIDE // 16
-TRUNK = {"widths": (24, 48, 128), "depths": (1, 2, 4), "heads": 4}
+WIDTH = 128
+TRUNK: dict[str, Any] = {"widths": (24, 48, WIDTH), "depths": (1, 2, 4), "heads": 4}
 SEEING = 2
 """After how many blocks the places say what they show."""
 DIMENSIONS = 128
@@ -66,7 +68,7 @@ TEXT = {
 
 def build() -> CustomTextCLIP:
     """The network with random weights, as `export/sources/open_clip.py` builds it from the arguments of `make bundled-encoder`."""
-    trunk = register_trunk(**TRUNK, size=SIDE)  # type: ignore[arg-type]
+    trunk = register_trunk(**TRUNK, size=SIDE)
     vision = {"timm_model_name": trunk, "timm_pool": "", "timm_proj": "linear", "image_size": SIDE}
     return CustomTextCLIP(embed_dim=DIMENSIONS, vision_cfg=vision, text_cfg=TEXT)
 
@@ -152,7 +154,7 @@ class Teacher(nn.Module):
     def __init__(self, encoder: CustomTextCLIP) -> None:
         super().__init__()
         self.encoder = encoder
-        self.seen = Seen(TRUNK["widths"][2], GRID)  # type: ignore[index]
+        self.seen = Seen(WIDTH, GRID)
         self.pairs = nn.Linear(DIMENSIONS, len(COLOURS) * len(KINDS))
 
     def forward(self, batch: Batch, texts: Sequence[str], wrong: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
