@@ -55,7 +55,7 @@ from scenes import COLOURS, KINDS, Box, Phrase, Scene, drawn
 from timm.utils import ModelEmaV3
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from training_run import Run
+from training_run import Run, make_parser
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
@@ -413,20 +413,11 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="where drawn scenes are kept: 4.2 GB for 16,000")
-    parser.add_argument("--out", type=Path, default=Path("runs/scene_chat"))
-    parser.add_argument("--minutes", type=float, default=60, help="length of the run, evaluations included")
-    parser.add_argument("--steps", type=int, default=10**9, help="end after this many steps at the latest")
-    parser.add_argument("--evaluate-minutes", type=float, default=5, help="minutes between evaluations, each saves a checkpoint")
-    parser.add_argument("--scenes", type=int, default=16000)
+    parser = make_parser(__doc__, Path("runs/scene_chat"))
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, a question each")
     parser.add_argument("--boxes", type=int, default=50, help="phrases of them to find the boxes of")
     parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch, twice as many in the first lesson")
     parser.add_argument("--questions", type=int, default=4, help="questions about each, beside a box")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.02)
-    parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 
 

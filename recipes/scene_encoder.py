@@ -41,7 +41,7 @@ from scenes import COLOURS, KINDS, Scene, drawn
 from timm.utils import ModelEmaV3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from training_run import Run
+from training_run import Run, make_parser
 from transformers import PreTrainedTokenizerFast
 
 from export.vitamin import register_trunk
@@ -261,18 +261,9 @@ def save(encoder: CustomTextCLIP, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="where drawn scenes are kept: 4.2 GB for 16,000")
-    parser.add_argument("--out", type=Path, default=Path("runs/scene_encoder"))
-    parser.add_argument("--minutes", type=float, default=60, help="length of the run, evaluations included")
-    parser.add_argument("--steps", type=int, default=10**9, help="end after this many steps at the latest")
-    parser.add_argument("--evaluate-minutes", type=float, default=5, help="minutes between evaluations, each saves a checkpoint")
-    parser.add_argument("--scenes", type=int, default=16000)
+    parser = make_parser(__doc__, Path("runs/scene_encoder"))
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, 50 at a time")
     parser.add_argument("--pictures", type=int, default=64, help="pictures in a batch")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.02)
-    parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 
 
