@@ -15,7 +15,9 @@ the tower look at all patches, as a window would hold most of them anyway.
 What makes it quick to train:
 
 - the tower alone learns for the first quarter of the run, by a head that is thrown away, what each patch shows: kind, colour and
-  edges. The decoder's second layer is taught the same of the image's tokens afterwards, edges then as they lie in the frame;
+  edges of the shape there, and of the shape whose middle it holds. The decoder's second layer is taught the same of the image's
+  tokens afterwards, edges then as they lie in the frame;
+- the third layer is taught, before the first word of an answer, which patches show the shapes that the question is about;
 - all questions about a picture share its tokens: they lie behind one another in one row, and none sees another;
 - only answers have a loss, each weighing as the root of its length; questions become ids once;
 - Muon, and weights averaged over the last steps.
@@ -39,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from muon import optimizers
 from numpy.typing import NDArray
-from scene_views import Batch, Pixels, Seen, Views, resized
+from scene_views import LEAST_COVER, Batch, Pixels, Seen, Views, resized
 from scene_words import (
     DESCRIPTION_QUESTIONS,
     QUESTION_KINDS,
@@ -94,8 +96,8 @@ VISION: dict[str, Any] = {
     "initializer_range": 0.05,
 }
 SEEING_SHARE = 0.25
-TAUGHT = 2
-"""The layer of the decoder that is taught what the image's tokens show."""
+TAUGHT, POINTING = 2, 3
+"""The layers of the decoder that are taught what the image's tokens show, and which of them a question is about."""
 BEFORE_IMAGE, BEHIND_IMAGE = "<|im_start|>user\n<|vision_start|>", "<|vision_end|>"
 BEFORE_ANSWER = f"{END_OF_TURN}\n<|im_start|>assistant\n"
 BOX_TOKENS = 40
@@ -185,6 +187,8 @@ class Rows:
     """int64 [B,L]: the token that an answer goes on with; -1 where there is none to learn."""
     weights: Tensor
     """float32 [B,L]: of the labels in the loss."""
+    asked: Tensor
+    """int64 [Q,2]: of each question in turn its row, and there the last place before its answer."""
 
     @property
     def mask(self) -> Tensor:
@@ -224,12 +228,14 @@ class Reader:
         most = max(sum(len(asked) + len(said) for asked, said in talk) for talk in talks) + len(self.shared)
         ids, labels, segments = (torch.full((len(talks), most), fill, dtype=torch.int64) for fill in (0, -1, -1))
         positions, weights = torch.zeros(3, len(talks), most, dtype=torch.int64), torch.zeros(len(talks), most)
+        ends: list[tuple[int, int]] = []
         for row, talk in enumerate(talks):
             start = len(self.shared)
             ids[row, :start], segments[row, :start] = torch.tensor(self.shared), 0
             positions[:, row, :start] = self.positions
             for number, (asked, said) in enumerate(talk, 1):
                 answer, stop = start + len(asked), start + len(asked) + len(said)
+                ends.append((row, answer - 1))
                 ids[row, start:stop] = torch.tensor([*asked, *said])
                 segments[row, start:stop] = number
                 positions[:, row, start:stop] = torch.arange(self.next, self.next + stop - start)
@@ -237,11 +243,11 @@ class Reader:
                     labels[row, answer - 1 : stop - 1] = torch.tensor(said)
                     weights[row, answer - 1 : stop - 1] = len(said) ** -0.5
                 start = stop
-        return Rows(ids, segments, positions, labels, weights)
+        return Rows(ids, segments, positions, labels, weights, torch.tensor(ends))
 
 
-def read(network: Qwen2_5_VLForConditionalGeneration, features: Tensor, rows: Rows, at: slice) -> tuple[Tensor, Tensor]:
-    """What the layer TAUGHT makes of the image's tokens, [B,TOKENS,width], and the last of all, [B,L,width]."""
+def read(network: Qwen2_5_VLForConditionalGeneration, features: Tensor, rows: Rows, at: slice) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What each layer makes of the rows, from the embeddings on, and what the decoder does in the end; all [B,L,width]."""
     language = network.model.language_model
     embeds = language.embed_tokens(rows.ids)
     embeds = torch.cat([embeds[:, : at.start], features, embeds[:, at.stop :]], 1)
@@ -252,7 +258,7 @@ def read(network: Qwen2_5_VLForConditionalGeneration, features: Tensor, rows: Ro
         use_cache=False,
         output_hidden_states=True,
     )
-    return out.hidden_states[TAUGHT][:, at], out.last_hidden_state
+    return out.hidden_states, out.last_hidden_state
 
 
 class Lessons:
@@ -262,18 +268,39 @@ class Lessons:
         """`questions` of each picture, beside one for a box and, of each third, for a description."""
         self.reader, self.questions = reader, questions
 
-    def rows(self, scenes: Sequence[Scene], rng: np.random.Generator) -> Rows:
-        return self.reader.rows([self._talk(scene, rng) for scene in scenes])
+    def rows(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Rows, list[tuple[int, ...]]]:
+        """Rows, and of each question the shapes that it is about."""
+        talks = [self._talk(scene, rng) for scene in scenes]
+        rows = self.reader.rows([[(self.reader.question(ask), self.reader.answer(say)) for ask, say, _ in talk] for talk in talks])
+        return rows, [about for talk in talks for _, _, about in talk]
 
-    def _talk(self, scene: Scene, rng: np.random.Generator) -> list[tuple[Sequence[int], Sequence[int]]]:
+    def _talk(self, scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, tuple[int, ...]]]:
         kinds = [QUESTION_KINDS[index] for index in rng.integers(len(QUESTION_KINDS), size=self.questions)]
         questions = [question for kind in kinds if (question := choose_question(scene, kind, rng)) is not None]
-        said = [(question.text, question.answer) for question in questions]
+        said = [(question.text, question.answer, question.about) for question in questions]
         if (phrase := choose_phrase(scene, rng)) is not None:
-            said.append(location(scene, phrase))
+            said.append((*location(scene, phrase), (phrase.target,)))
         if rng.random() < 1 / 3 or not said:
-            said.append((DESCRIPTION_QUESTIONS[rng.integers(len(DESCRIPTION_QUESTIONS))], describe(scene)))
-        return [(self.reader.question(asked), self.reader.answer(answer)) for asked, answer in said]
+            asked = DESCRIPTION_QUESTIONS[rng.integers(len(DESCRIPTION_QUESTIONS))]
+            said.append((asked, describe(scene), tuple(range(len(scene.shapes)))))
+        return said
+
+
+class Meant(nn.Module):
+    """The head, thrown away after training, by which a question points at the places that it is about: a query among keys."""
+
+    def __init__(self, width: int, each: int) -> None:
+        """`each` places to a feature of the image."""
+        super().__init__()
+        self.each, self.depth = each, 64
+        self.norm, self.query, self.keys = nn.LayerNorm(width), nn.Linear(width, self.depth), nn.Linear(width, each * self.depth)
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, image: Tensor, asking: Tensor, row: Tensor) -> Tensor:
+        """Logits [Q,N] of features of images [B,N/each,width] and of questions [Q,width] about the images `row`, int64 [Q]."""
+        keys = self.keys(self.norm(image)).unflatten(-1, (self.each, self.depth)).flatten(1, 2)
+        logits: Tensor = (keys[row] @ self.query(self.norm(asking))[..., None])[..., 0] * self.depth**-0.5 + self.bias
+        return logits
 
 
 class Teacher(nn.Module):
@@ -282,17 +309,25 @@ class Teacher(nn.Module):
     def __init__(self, network: Qwen2_5_VLForConditionalGeneration) -> None:
         super().__init__()
         self.network = network
-        self.seen = Seen(WIDTH, GRID, MERGE**2)
-        self.known = Seen(WIDTH, GRID, MERGE**2, absolute=True)
+        self.seen = Seen(WIDTH, GRID, MERGE**2, middles=True)
+        self.known = Seen(WIDTH, GRID, MERGE**2, absolute=True, middles=True)
+        self.meant = Meant(WIDTH, MERGE**2)
 
-    def forward(self, batch: Batch, rows: Rows | None, at: slice) -> dict[str, Tensor]:
-        """The terms of the loss; without rows, those of the first lesson alone."""
+    def forward(self, batch: Batch, asked: tuple[Rows, Sequence[Sequence[int]]] | None, at: slice) -> dict[str, Tensor]:
+        """The terms of the loss; without rows and what their questions are about, those of the first lesson alone."""
         features = see(self.network.model.visual, patches(batch.pixels))
         losses = self.seen(features, ORDER, batch)
-        if rows is None:
+        if asked is None:
             return losses
-        known, last = read(self.network, features, rows, at)
-        losses |= {f"known_{name}": loss for name, loss in self.known(known, ORDER, batch).items()}
+        rows, about = asked
+        states, last = read(self.network, features, rows, at)
+        losses |= {f"known_{name}": loss for name, loss in self.known(states[TAUGHT][:, at], ORDER, batch).items()}
+        row, place = rows.asked.unbind(1)
+        found = self.meant(states[POINTING][:, at], states[POINTING][row, place], row)
+        chosen = torch.tensor([[shape in shapes for shape in range(batch.cover.shape[1])] for shapes in about]).float()
+        shown = (batch.cover[..., ORDER] >= LEAST_COVER).float()
+        wanted = (chosen[:, None] @ shown[row])[:, 0].clamp(max=1)
+        losses["meant"] = 10 * F.binary_cross_entropy_with_logits(found, wanted)
         learnt = rows.labels >= 0
         wrong = F.cross_entropy(self.network.lm_head(last[learnt]), rows.labels[learnt], reduction="none")
         weights = rows.weights[learnt]
@@ -381,7 +416,7 @@ def train(options: argparse.Namespace) -> None:
     teacher = Teacher(build(tokenizer))
     average = ModelEmaV3(teacher.network, decay=0.998, use_warmup=True, foreach=True)
     muon, adamw = optimizers(
-        teacher, lr=options.lr, weight_decay=options.weight_decay, plain=("patch_embed", "lm_head", "seen", "known")
+        teacher, lr=options.lr, weight_decay=options.weight_decay, plain=("patch_embed", "lm_head", "seen", "known", "meant")
     )
     run = Run(
         options.out,
@@ -393,13 +428,13 @@ def train(options: argparse.Namespace) -> None:
     for step in run.steps():
         rng = np.random.default_rng((options.seed, step))
         seeing = run.progress < SEEING_SHARE
-        batch = views.batch(2 * options.pictures if seeing else options.pictures, rng)
-        rows = None if seeing else lessons.rows(batch.scenes, rng)
+        batch = views.batch(options.pictures, rng)
+        asked = None if seeing else lessons.rows(batch.scenes, rng)
         rate = run.rate(options.lr)
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = rate
         teacher.train()
-        losses = teacher(batch, rows, reader.at)
+        losses = teacher(batch, asked, reader.at)
         teacher.zero_grad(set_to_none=True)
         torch.stack(tuple(losses.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(teacher.parameters(), 5.0)
@@ -416,7 +451,7 @@ def main() -> None:
     parser = make_parser(__doc__, Path("runs/scene_chat"))
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, a question each")
     parser.add_argument("--boxes", type=int, default=50, help="phrases of them to find the boxes of")
-    parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch, twice as many in the first lesson")
+    parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch")
     parser.add_argument("--questions", type=int, default=4, help="questions about each, beside a box")
     train(parser.parse_args())
 

@@ -113,12 +113,13 @@ class Seen(nn.Module):
     """The head, thrown away after training, by which features tell what places show: kind, colour and box of the shape there.
 
     A feature may speak of several places: `each` of them. Edges are told as distances from the middle of a place, which needs no
-    knowledge of where in the frame it is; with `absolute`, from the frame's own left and top.
+    knowledge of where in the frame it is; with `absolute`, from the frame's own left and top. With `middles`, places also tell of
+    the shape whose middle lies in them, which is one place for each shape, however large: so shapes can be counted.
     """
 
-    def __init__(self, width: int, grid: int, each: int = 1, *, absolute: bool = False) -> None:
+    def __init__(self, width: int, grid: int, each: int = 1, *, absolute: bool = False, middles: bool = False) -> None:
         super().__init__()
-        self._sizes = [len(KINDS) + 1, len(COLOURS) + 1, 4]
+        self._sizes = [len(KINDS) + 1, len(COLOURS) + 1, 4, *([len(KINDS) + 1, len(COLOURS) + 1] if middles else [])]
         self.each, self.norm, self.linear = each, nn.LayerNorm(width), nn.Linear(width, each * sum(self._sizes))
         step = (torch.arange(grid) + 0.5) / grid
         rows, columns = torch.meshgrid(step, step, indexing="ij")
@@ -128,7 +129,7 @@ class Seen(nn.Module):
     def forward(self, features: Tensor, order: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss of features [B,F,width]; `order` int64 [F*each]: of which place each answer is."""
         answers = self.linear(self.norm(features)).unflatten(-1, (self.each, -1)).flatten(1, 2)  # [B,F*each,...]
-        kinds, colours, edges = answers.split(self._sizes, -1)
+        kinds, colours, edges, *of_middles = answers.split(self._sizes, -1)
         share, owner = batch.cover[..., order].max(1)
         shows = share >= LEAST_COVER
         losses = {}
@@ -138,4 +139,15 @@ class Seen(nn.Module):
         wanted_edges = batch.corners.gather(1, owner[..., None].expand(-1, -1, 4))[shows]
         found = (edges + self.origin[order])[shows]
         losses["edges"] = 4 * (found - wanted_edges).abs().sum(-1).mean()
+        at = middles(batch.corners, batch.cover.shape[-1])
+        for (name, labels), logits in zip((("kind", batch.kinds), ("colour", batch.colours)), of_middles, strict=False):
+            wanted = torch.zeros(len(at), batch.cover.shape[-1] + 1, dtype=torch.int64).scatter(1, at, labels + 1)[:, order]
+            losses[f"middle_{name}"] = 5 * F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         return losses
+
+
+def middles(corners: Tensor, places: int) -> Tensor:
+    """int64 [B,T]: in which of `places`, a square grid of them in rows, the middles of boxes [B,T,4] lie; `places` for no box."""
+    side = round(places**0.5)
+    across, down = ((corners[..., :2] + corners[..., 2:]) / 2 * side).long().clamp(max=side - 1).unbind(-1)
+    return torch.where(corners[..., 2] > 0, down * side + across, places)

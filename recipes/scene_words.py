@@ -38,10 +38,12 @@ class Question:
     kind: QuestionKind
     text: str
     answer: str
+    about: tuple[int, ...]
+    """The shapes that one must look at, by their indices."""
 
 
-_Asked = tuple[str, str]
-"""Text and answer."""
+_Asked = tuple[str, str, tuple[int, ...]]
+"""Text, answer and shapes."""
 
 
 # Descriptions.
@@ -115,7 +117,7 @@ def is_clear(shape: Shape, size: int) -> bool:
 
 def questions(scene: Scene, kind: QuestionKind) -> list[Question]:
     """Every question of one kind that can be asked about a scene, in a fixed order; there may be none."""
-    return list(dict.fromkeys(Question(kind, text, answer) for text, answer in _ASKED[kind](scene)))
+    return list(dict.fromkeys(Question(kind, *asked) for asked in _ASKED[kind](scene)))
 
 
 def choose_question(scene: Scene, kind: QuestionKind, rng: np.random.Generator) -> Question | None:
@@ -166,17 +168,18 @@ def simple_phrases(scene: Scene) -> tuple[Phrase, ...]:
 
 
 def _counts(scene: Scene) -> Iterator[_Asked]:
-    yield "How many shapes are there?", str(len(scene.shapes))
+    yield "How many shapes are there?", str(len(scene.shapes)), tuple(range(len(scene.shapes)))
     for colour, kind in itertools.product(("", *COLOURS), ("", *KINDS)):
         if colour or kind:
             words = " ".join(word for word in (colour, plural(kind or "shape")) if word)
-            yield f"How many {words} are there?", str(len(_fitting(scene, colour, kind)))
+            fitting = _fitting(scene, colour, kind)
+            yield f"How many {words} are there?", str(len(fitting)), fitting
 
 
 def _colours(scene: Scene) -> Iterator[_Asked]:
     for phrase in simple_phrases(scene):
         if not COLOURS.keys() & set(phrase.text.split()):
-            yield f"What colour is {phrase.text}?", scene.shapes[phrase.target].colour
+            yield f"What colour is {phrase.text}?", scene.shapes[phrase.target].colour, (phrase.target,)
 
 
 def _shapes(scene: Scene) -> Iterator[_Asked]:
@@ -184,14 +187,14 @@ def _shapes(scene: Scene) -> Iterator[_Asked]:
         words = phrase.text.split()
         if not KINDS.keys() & set(words):
             text = " ".join("one" if word == "shape" else word for word in words)
-            yield f"What shape is {text}?", scene.shapes[phrase.target].kind
+            yield f"What shape is {text}?", scene.shapes[phrase.target].kind, (phrase.target,)
 
 
 def _places(scene: Scene) -> Iterator[_Asked]:
     for phrase in simple_phrases(scene):
         shape = scene.shapes[phrase.target]
         if phrase.form != "position" and is_clear(shape, scene.size):
-            yield f"Where is {phrase.text}?", place(shape, scene.size)
+            yield f"Where is {phrase.text}?", place(shape, scene.size), (phrase.target,)
 
 
 def _yes_or_no(scene: Scene) -> Iterator[_Asked]:
@@ -200,19 +203,22 @@ def _yes_or_no(scene: Scene) -> Iterator[_Asked]:
     colours, kinds = ({getattr(shape, name) for shape in scene.shapes} for name in ("colour", "kind"))
     for colour, kind in itertools.product(COLOURS, KINDS):
         if colour in colours or kind in kinds:
-            yield f"Is there {article(colour)} {colour} {kind}?", "yes" if _fitting(scene, colour, kind) else "no"
+            fitting = _fitting(scene, colour, kind)
+            yield f"Is there {article(colour)} {colour} {kind}?", "yes" if fitting else "no", fitting
     counts = Counter((shape.colour, shape.kind) for shape in scene.shapes)
-    single = [shape for shape in scene.shapes if counts[shape.colour, shape.kind] == 1]
-    for one, other in itertools.permutations(single, 2):
+    single = [index for index, shape in enumerate(scene.shapes) if counts[shape.colour, shape.kind] == 1]
+    for pair in itertools.permutations(single, 2):
+        one, other = (scene.shapes[index] for index in pair)
         for words, axis, sign in SIDES:
             ahead = sign * (other.middle[axis] - one.middle[axis])
             if abs(ahead) >= CLEAR_DISTANCE * scene.size:
                 text = f"Is the {one.colour} {one.kind} {words} the {other.colour} {other.kind}?"
-                yield text, "yes" if ahead > 0 else "no"
+                yield text, "yes" if ahead > 0 else "no", pair
 
 
-def _fitting(scene: Scene, colour: str, kind: str) -> list[Shape]:
-    return [shape for shape in scene.shapes if colour in ("", shape.colour) and kind in ("", shape.kind)]
+def _fitting(scene: Scene, colour: str, kind: str) -> tuple[int, ...]:
+    fits = (colour in ("", shape.colour) and kind in ("", shape.kind) for shape in scene.shapes)
+    return tuple(index for index, fitting in enumerate(fits) if fitting)
 
 
 _ASKED: dict[QuestionKind, Callable[[Scene], Iterator[_Asked]]] = {

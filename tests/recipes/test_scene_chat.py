@@ -16,6 +16,7 @@ from scene_chat import (
     SIDE,
     TOKENS,
     Lessons,
+    Meant,
     Reader,
     Teacher,
     are_right,
@@ -156,6 +157,27 @@ def test_right_is_what_greedy_generation_says(network: Qwen2_5_VLForConditionalG
     assert are_right(network, features, rows, reader.at).tolist() == [True, False]
 
 
+def test_questions_are_asked_where_their_answers_begin(reader: Reader, data: Drawn) -> None:
+    rows, about = Lessons(reader, questions=3).rows(data.scenes, np.random.default_rng(0))
+    assert len(about) == len(rows.asked)
+    row, place = rows.asked.unbind(1)
+    assert (rows.labels[row, place] >= 0).all(), "the first word of an answer is learnt there"
+    assert (rows.labels[row, place - 1] < 0).all()
+    assert all(
+        0 <= shape < len(data.scenes[picture].shapes) for picture, shapes in zip(row, about, strict=True) for shape in shapes
+    )
+
+
+def test_a_question_points_at_the_places_of_its_own_picture() -> None:
+    torch.manual_seed(0)
+    meant = Meant(8, each=2)
+    image, asking = torch.randn(2, 3, 8), torch.randn(3, 8)
+    found = meant(image, asking, torch.tensor([1, 0, 1]))
+    assert found.shape == (3, 6)
+    keys = meant.keys(meant.norm(image[0])).view(6, 64)
+    assert torch.allclose(found[1], keys @ meant.query(meant.norm(asking[1])) / 8 + meant.bias, atol=1e-6)
+
+
 def test_a_box_is_said_in_pixels_of_what_is_seen(data: Drawn) -> None:
     info = ImageInfo("PNG", 256, 256, "RGB", 1, 1, (), 1)
     for scene in data.scenes:
@@ -180,13 +202,14 @@ def test_steps_make_the_loss_smaller(tokenizer: Tokenizer, reader: Reader, data:
     torch.manual_seed(0)
     teacher = Teacher(build(tokenizer))
     batch = Views(data, SIDE, GRID).batch(4, np.random.default_rng(0))
-    rows = Lessons(reader, questions=3).rows(batch.scenes, np.random.default_rng(0))
-    assert set(teacher(batch, None, reader.at)) == {"kind", "colour", "edges"}
-    training = optimizers(teacher, lr=2e-3, weight_decay=0.02, plain=("patch_embed", "lm_head", "seen", "known"))
+    asked = Lessons(reader, questions=3).rows(batch.scenes, np.random.default_rng(0))
+    seen = {"kind", "colour", "edges", "middle_kind", "middle_colour"}
+    assert set(teacher(batch, None, reader.at)) == seen
+    training = optimizers(teacher, lr=2e-3, weight_decay=0.02, plain=("patch_embed", "lm_head", "seen", "known", "meant"))
     totals = []
     for _ in range(4):
-        losses = teacher(batch, rows, reader.at)
-        assert set(losses) == {"kind", "colour", "edges", "known_kind", "known_colour", "known_edges", "answers"}
+        losses = teacher(batch, asked, reader.at)
+        assert set(losses) == seen | {f"known_{name}" for name in seen} | {"meant", "answers"}
         total = torch.stack(tuple(losses.values())).sum()
         totals.append(total.item())
         teacher.zero_grad()

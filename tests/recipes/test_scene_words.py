@@ -102,6 +102,24 @@ def test_every_question_has_the_answer_that_is_told(kind: QuestionKind, drawn: l
     assert len(heard) >= least[kind]
 
 
+def test_a_question_is_about_the_shapes_that_its_words_mean(drawn: list[Scene]) -> None:
+    for scene in drawn:
+        for kind in QUESTION_KINDS:
+            for question in questions(scene, kind):
+                about = [scene.shapes[index] for index in question.about]
+                if kind == "count":
+                    assert str(len(about)) == question.answer
+                    noun = question.text.removeprefix("How many ").removesuffix(" are there?").split()
+                    assert about == fitting(scene, " ".join([*noun[:-1], SINGULAR[noun[-1]]]))
+                elif match := re.fullmatch(r"Is the (\w+ \w+) .+ the (\w+ \w+)\?", question.text):
+                    assert about == [*fitting(scene, match[1]), *fitting(scene, match[2])]
+                elif kind == "yes or no":
+                    assert bool(about) == (question.answer == "yes")
+                else:
+                    phrase = re.sub("^(Where|What (colour|shape)) is ", "", question.text).removesuffix("?")
+                    assert about == [meant(scene, phrase)]
+
+
 def test_a_place_that_is_hard_to_tell_is_not_asked_for(drawn: list[Scene]) -> None:
     for scene in drawn:
         for question in questions(scene, "where"):
@@ -132,7 +150,7 @@ def test_a_kind_that_cannot_be_asked_has_no_question() -> None:
     assert questions(empty, "where") == []
     assert choose_question(empty, "where", np.random.default_rng(0)) is None
     assert questions(empty, "count") == [
-        Question("count", text, "0") for text in dict.fromkeys(question.text for question in questions(empty, "count"))
+        Question("count", text, "0", ()) for text in dict.fromkeys(question.text for question in questions(empty, "count"))
     ]
 
 
