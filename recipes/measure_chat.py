@@ -16,6 +16,7 @@ from pathlib import Path
 
 from measure_accuracy import record
 from openai import OpenAI
+from PIL import Image
 from rate_distortion import encode_png
 from scene_words import DESCRIPTION_QUESTIONS, describe, held_out_phrases, held_out_questions
 from scenes import SPLITS, Picture, draw
@@ -36,7 +37,7 @@ def answering(client: OpenAI, model: str) -> Callable[[Asked], str]:
 
     def answer(asked: Asked) -> str:
         picture, question = asked
-        url = f"data:image/png;base64,{base64.b64encode(encode_png(picture.pixels)).decode()}"
+        url = f"data:image/png;base64,{base64.b64encode(encode_png(Image.fromarray(picture.pixels))).decode()}"
         completion = client.chat.completions.create(
             model=model,
             messages=[
@@ -58,7 +59,7 @@ def locating(client: Client, model: str) -> Callable[[Asked], Box | None]:
 
     def locate(asked: Asked) -> Box | None:
         picture, phrase = asked
-        (item,) = client.ground(encode_png(picture.pixels), phrase, model=model).results
+        (item,) = client.ground(encode_png(Image.fromarray(picture.pixels)), phrase, model=model).results
         assert item.groundings is not None, item.error
         return item.groundings[0].box
 

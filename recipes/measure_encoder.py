@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from measure_accuracy import record
+from PIL import Image
 from rate_distortion import encode_png
 from scene_words import AMONG, DESCRIPTIONS, draws
 from scenes import SPLITS, Picture, draw
@@ -29,7 +30,7 @@ def classifying(client: Client, model: str) -> Classify:
     """The best of the labels for each picture."""
 
     def classify(pictures: Sequence[Picture], labels: Sequence[str]) -> list[str]:
-        files = [encode_png(picture.pixels) for picture in pictures]
+        files = [encode_png(Image.fromarray(picture.pixels)) for picture in pictures]
         found = []
         for item in client.classify(files, model=model, labels=labels, top_k=1).results:
             assert item.predictions is not None, item.error

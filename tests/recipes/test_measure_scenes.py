@@ -1,15 +1,20 @@
 """Who answers with the truth about scenes is told so, and who does not is told how often."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import scenes
-from measure_chat import Asked, measure_answers, measure_boxes, measure_descriptions
-from measure_encoder import measure
+from measure_chat import Asked, answering, locating, measure_answers, measure_boxes, measure_descriptions
+from measure_encoder import classifying, measure
+from openai import OpenAI
 from scene_words import DESCRIPTIONS, QUESTION_KINDS, describe, questions, simple_phrases
 from scenes import Picture
 
-from app.client import Box
+from app.client import Box, Client
+from tests.chat_repository import NAME, add_chat
+from tests.dual_repository import add_dual_encoder
+from tests.gateway import gateway
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +71,16 @@ def test_own_descriptions_among_fifty(pictures: list[Picture]) -> None:
         **{f"zero_shot_{name}": 1 for name in DESCRIPTIONS},
     }
     assert measure(lambda some, labels: [labels[0]] * len(some), pictures)["zero_shot_places"] == pytest.approx(1 / 50)
+
+
+def test_a_gateway_is_asked(tmp_path: Path, pictures: list[Picture]) -> None:
+    """Models that know nothing of scenes answer what they always do."""
+    add_chat(tmp_path / "repository", max_length=256)
+    add_dual_encoder(tmp_path / "repository")
+    with gateway(tmp_path / "repository") as url, Client(url) as client:
+        assert client.model(NAME).version == client.model("colour-clip").version == 1
+        answer = answering(OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), f"{NAME}@1")
+        assert answer((pictures[0], "abc")).startswith("<=>")
+        assert locating(client, f"{NAME}@1")((pictures[0], "the red star")) is None
+        labels = ["red red", "blue blue"]
+        assert set(classifying(client, "colour-clip@1")(pictures[:3], labels)) <= set(labels)
