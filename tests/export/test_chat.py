@@ -91,8 +91,9 @@ def test_the_record_of_verification_says_what_was_compared(exported: Exported) -
         assert checks[f"prompt {prompt}: token agreement"].value == 1
         assert checks[f"prompt {prompt}: logits"].value < checks[f"prompt {prompt}: logits"].limit == 1e-3
     assert checks["prompt 1: pixels"].limit == 1e-6
-    assert checks["sees a black image: other tokens in every answer"].passed
-    assert checks["sees a wrong grid: other tokens in every answer"].passed
+    for fault, answers in (("a black image", 4), ("a wrong grid", 3)):
+        assert 1 <= checks[f"sees {fault}: other tokens"].value <= answers
+        assert checks[f"sees {fault}: logits in every answer"].limit == pytest.approx(3e-3)
 
 
 def test_no_size_is_fixed_but_those_of_the_network(exported: Exported) -> None:
@@ -210,7 +211,7 @@ def test_blindness_is_noticed(exported: Exported, build: tuple[Staged, ...], mon
     finally:
         merger.copy_(kept)
     failed = [check.name for check in raised.value.verification.checks if not check.passed]
-    assert "sees a black image: other tokens in every answer" in failed
+    assert {"sees a black image: other tokens", "sees a black image: logits in every answer"} <= set(failed)
 
 
 def test_a_directory_of_transformers_is_a_source(tmp_path: Path) -> None:
