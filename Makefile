@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 triton .triton bundled bundled-tokenizer bundled-encoder bundled-chat audit sbom docs format clean
+.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 bench-chat triton .triton bundled bundled-tokenizer bundled-encoder bundled-chat audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-k6: $(VENV)/.bench ## closed and open loops, mixed sizes and bad input on 
 	$(BIN)/python -m load_tests.k6 sizes $(ARGS)
 	$(BIN)/python -m load_tests.k6 faults $(ARGS)
 	$(BIN)/python -m load_tests.k6 search $(ARGS)
+
+bench-chat: $(VENV)/.bench ## chats over HTTP beside transformers' generate, and the loop of tokens beside bare session calls
+	$(BIN)/python -m load_tests.chat $(ARGS)
 
 triton: $(VENV)/.base .triton ## start the local Triton on the repository, for `make run BACKEND=triton`
 	@exec $(BIN)/vitrine triton $(ARGS)

@@ -108,7 +108,7 @@ class _Verifier:
         self.generator = generator
         self.generation = generation
         self.network = reference.network
-        self.processor = _with_pillow(reference.processor)
+        self.processor = with_pillow(reference.processor)
         self.tolerance = tolerance
         self.questions = [_question(names, text, prompts) for names, text in _QUESTIONS]
 
@@ -191,7 +191,7 @@ def _question(names: Sequence[str], text: str, prompts: ChatPrompts) -> _Questio
     return _Question(messages, images, prompts.prompt(messages, prepared))
 
 
-def _with_pillow(processor: Any) -> Any:
+def with_pillow(processor: Any) -> Any:
     """`processor` with the library's image processor that resizes with Pillow; the other resizes tensors, other to a level."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: PLC0415  slow to import
 
