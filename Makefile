@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 bench-chat triton .triton bundled bundled-tokenizer bundled-encoder bundled-chat audit sbom docs format clean
+.PHONY: help run test check conformance fuzz soak overload bench bench-full bench-k6 bench-chat triton .triton bundled bundled-tokenizer bundled-detector bundled-grounding bundled-encoder bundled-chat audit sbom docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,18 @@ bundled-encoder: $(VENV)/.test ## export the bundled dual encoder again from run
 bundled-chat: $(VENV)/.test ## export the bundled chat model again from runs/scene_chat, which its recipe writes
 	$(BIN)/python -m export transformers/runs/scene_chat/model --pretrained --name scenes-chat --licence Apache-2.0 \
 	    --description "Answers questions about scenes of coloured shapes, trained by recipes/scene_chat.py" $(ARGS)
+
+bundled-detector: $(VENV)/.test ## export the bundled detector again from runs/scene_detector, which its recipe writes
+	$(BIN)/python -m export transformers/runs/scene_detector/model --pretrained --name scenes-detector \
+	    --input-size 256 --resize 256x256 --mean 0 --std 1 --licence Apache-2.0 \
+	    --description "Eight kinds of coloured shapes, an RT-DETR trained by recipes/scene_detector.py" $(ARGS)
+
+bundled-grounding: $(VENV)/.test ## export the bundled grounding model again from runs/scene_grounding, which its recipe writes
+	$(BIN)/python -m export transvg_pp --name scenes-grounding --model-arg width=128 --model-arg heads=4 --model-arg depth=6 \
+	    --model-arg 'modulated=(2,3,4,5)' --model-arg image_size=160 --model-arg 'text=(2,128,4,256)' \
+	    --model-arg positions=20 --model-arg length=20 --model-arg vocabulary=99 --input-size 160 \
+	    --checkpoint runs/scene_grounding/model.safetensors --licence Apache-2.0 \
+	    --description "What phrases about coloured shapes mean, a TransVG++ trained by recipes/scene_grounding.py" $(ARGS)
 
 audit: build/.gateway build/.audit ## ask PyPI's advisories about everything that the gateway installs; fails where it cannot ask
 	build/audit/bin/pip-audit --strict --skip-editable --path build/gateway/lib/python3*/site-packages $(ARGS)

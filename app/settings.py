@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     default_tokenizer: str = Field(
         "vq-photo", description="model that answers /v1/tokenize, /v1/detokenize and /v1/reconstruct when none is named"
     )
-    default_detect: str = Field("", description="model that answers /v1/detect when none is named")
-    default_ground: str = Field("", description="model that answers /v1/ground when none is named")
+    default_detect: str = Field("scenes-detector", description="model that answers /v1/detect when none is named")
+    default_ground: str = Field("scenes-grounding", description="model that answers /v1/ground when none is named")
     default_embed: str = Field(
         "", description="model that answers /v1/embed, /v1/embeddings, /v1/similarity and labels on /v1/classify when none is named"
     )
