@@ -10,7 +10,7 @@ from tests.fuzz.campaign import Campaign
 from tests.fuzz.served import Watched
 
 SEED = 1
-SECONDS = {"changed": 3, "contract": 5}
+SECONDS = {"changed": 3, "contract": 15}
 SIDE = 500
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
