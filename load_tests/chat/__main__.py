@@ -1,7 +1,7 @@
 """How fast chats are answered: `python -m load_tests.chat`, some minutes.
 
 A random Qwen2.5-VL of some 200 million parameters answers a question about a photo: the gateway over HTTP, streaming, and
-transformers' `generate` in process, both greedy, in float32, on all cores. A tiny one of 5 million answers a question without a
+transformers' `generate` in process, both greedy, in float32, on all cores. A tiny one of 6 million answers a question without a
 photo: by the session calls alone, by the gateway's loop in process and over HTTP. All ways of a model must give the same text.
 Rounds are interleaved, each begins at another way. Writes to `load_tests/results`. Nothing else may run on the machine meanwhile.
 """

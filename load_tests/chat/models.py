@@ -73,7 +73,7 @@ LARGE = Chat(
     vision={"depth": 8, "hidden_size": 512, "intermediate_size": 1368, "num_heads": 8, "fullatt_block_indexes": [3, 7]},
 )
 TINY = Chat(
-    "chat-5m",
+    "chat-6m",
     text={
         "hidden_size": 256,
         "intermediate_size": 768,
