@@ -37,12 +37,14 @@ class Vision(nn.Module):
         self, patches: Tensor, cos: Tensor, sin: Tensor, windows: Tensor, lengths: Tensor, places: Tensor
     ) -> Tensor:
         mask = torch.arange(windows.shape[1])[None] < lengths[:, None]
+        sin = _signed(sin)
         x = self.normalise(patches).to(self.embed.dtype) @ self.embed
         for index, block in enumerate(self.blocks):
             window = None if index in self.full else (windows, mask, places)
-            x = x + self._attend(block.attn, block.norm1(x), cos, sin, window)
-            x = x + block.mlp(block.norm2(x))
-        return cast("Tensor", self.merger(x)).float()
+            x = x + self._attend(block.attn, _norm(block.norm1, x), cos, sin, window)
+            x = x + block.mlp(_norm(block.norm2, x))
+        merged = _norm(self.merger.ln_q, x).view(-1, self.merger.hidden_size)
+        return cast("Tensor", self.merger.mlp(merged)).float()
 
     def normalise(self, patches: Tensor) -> Tensor:
         """The pixel values that the library's processor gives, float32 [N,C*T*P*P]."""
@@ -81,46 +83,88 @@ class Decoder(nn.Module):
 
     def __init__(self, language_model: Any, head: nn.Linear) -> None:
         super().__init__()
-        self.layers, self.norm, self.head = language_model.layers, language_model.norm, head
+        self.layers = nn.ModuleList(map(_Layer, language_model.layers))
+        self.norm, self.head = language_model.norm, head
         rotary = language_model.rotary_emb
         # Which of the three positions each frequency turns with, one after the other in sections.
         axes = torch.tensor([axis % 3 for axis, size in enumerate(rotary.mrope_section) for _ in range(size)])
         self.turns = nn.Buffer(nn.functional.one_hot(axes, 3).float() * rotary.inv_freq.float()[:, None])
         self.gain = float(rotary.attention_scaling)
+        self.groups = language_model.layers[0].self_attn.num_key_value_groups
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds.to(self.head.weight.dtype)
         # One product is 0 for all axes but one, so that no sum is rounded.
         angles = (position_ids.float().transpose(1, 2)[:, :, None] * self.turns).sum(-1)
         cos, sin = (torch.cat((part, part), -1)[:, None].to(x.dtype) * self.gain for part in (angles.cos(), angles.sin()))
+        rotary = cos, _signed(sin)
         new, known = inputs_embeds.shape[1], past[0].shape[2]
         mask = torch.arange(known + new)[None] <= torch.arange(new)[:, None] + known
+        mask = mask.repeat(self.groups, 1)
         present: list[Tensor] = []
-        for layer, *cache in zip(self.layers, past[::2], past[1::2], strict=True):
-            attended, grown = self._attend(layer.self_attn, layer.input_layernorm(x), (cos, sin), mask, cache)
+        for layer, *cache in zip(cast("Any", self.layers), past[::2], past[1::2], strict=True):
+            attended, grown = layer.attend(_norm(layer.before, x), rotary, mask, cache)
             present += grown
+            if layer is self.layers[-1]:  # of the others only keys and values are wanted from here on
+                x, attended = x[:, -1:], attended[:, -1:]
             x = x + attended
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        logits = self.head(self.norm(x[:, -1])).float()
+            x = x + layer.mlp(_norm(layer.after, x))
+        logits = self.head(_norm(self.norm, x[:, -1])).float()
         return (logits, *present)
 
-    def _attend(
-        self, attention: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Sequence[Tensor]
+
+class _Layer(nn.Module):
+    """One layer of the decoder. Queries, keys and values are one product, and the queries of one head of keys attend together."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.before, self.after, self.mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
+        self.qkv, self.out = _side_by_side(attention.q_proj, attention.k_proj, attention.v_proj), attention.o_proj
+        self.width: int = attention.head_dim
+        self.queries = attention.q_proj.out_features // self.width
+        self.keys = attention.k_proj.out_features // self.width
+
+    def attend(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What the layer's attention adds, and its keys and values with those of `x`."""
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        keys, values = torch.cat((cache[0], _rotate(k, *rotary)), 2), torch.cat((cache[1], v), 2)
-        grouped: Tensor = torch.unflatten(_rotate(q, *rotary), 1, (-1, attention.num_key_value_groups))
-        mixed = _attention(grouped, keys[:, :, None], values[:, :, None], mask).flatten(1, 2)
-        return attention.o_proj(mixed.transpose(1, 2).flatten(2)), (keys, values)
+        """What attention adds to [B,S,H], and the keys and values of `cache` with those of `x`."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.width)).transpose(1, 2)
+        turned, new_values = torch.split(heads, [self.queries + self.keys, self.keys], 1)
+        q, new_keys = torch.split(_rotate(turned, *rotary), [self.queries, self.keys], 1)
+        keys, values = torch.cat((cache[0], new_keys), 2), torch.cat((cache[1], new_values), 2)
+        grouped = q.reshape(q.shape[0], self.keys, -1, self.width)
+        mixed = _attention(grouped, keys, values, mask).reshape(q.shape)
+        return self.out(mixed.transpose(1, 2).flatten(2)), (keys, values)
+
+
+def _side_by_side(*layers: nn.Linear) -> nn.Linear:
+    """One layer that gives what `layers` give of the same input, one after the other."""
+    biased, width = layers[0].bias is not None, sum(layer.out_features for layer in layers)
+    joined = nn.Linear(layers[0].in_features, width, bias=biased, device="meta")
+    joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+    if biased:
+        joined.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+    return joined
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    """What the library's RMS norm gives. It multiplies with a reciprocal; this divides, for which onnxruntime has one kernel."""
+    wide = x.float()
+    scaled = wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return cast("Tensor", norm.weight * scaled.to(x.dtype))
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """For `_rotate`: the first half of the last axis negated."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat((-first, second), -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`sin` as `_signed` gives it."""
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    return x * cos + torch.cat((second, first), -1) * sin
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
