@@ -78,14 +78,16 @@ class SharedMemory:
         self._bytes = 0
 
     async def close(self) -> None:
-        """Let Triton unmap the regions."""
+        """Let Triton unmap the regions; one that it does not let go of in time does not keep the others."""
         from tritonclient.utils import InferenceServerException  # noqa: PLC0415
+
+        async def unregister(name: str) -> None:
+            with suppress(InferenceServerException):
+                await self._client.unregister_system_shared_memory(name, client_timeout=CLOSE_SECONDS)
 
         names = list(self._names)
         self._drop()
-        with suppress(InferenceServerException):
-            for name in names:
-                await self._client.unregister_system_shared_memory(name, client_timeout=CLOSE_SECONDS)
+        await asyncio.gather(*map(unregister, names))
 
     async def _make(self, size: int, seconds: float | None) -> Region | None:
         from tritonclient.utils import InferenceServerException  # noqa: PLC0415

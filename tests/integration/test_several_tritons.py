@@ -176,17 +176,13 @@ async def test_the_gateway_says_who_is_away(servers: tuple[LocalTriton, LocalTri
         assert httpx2.get(f"{url}/readyz").status_code == 503
 
 
-def test_all_are_needed_to_load_nothing(tmp_path: Path) -> None:
+async def test_all_are_needed_to_load_nothing(tmp_path: Path) -> None:
     """With every server away a load says so, and with one of them it does not."""
     entry = add_entry(tmp_path)
     backend = SeveralTritons([TritonBackend("127.0.0.1:1", shared_memory="off"), TritonBackend("127.0.0.1:2", shared_memory="off")])
-
-    async def load() -> None:
-        await backend.start()
-        try:
+    await backend.start()
+    try:
+        with pytest.raises(BackendUnavailableError):
             await backend.load(entry)
-        finally:
-            await backend.close()
-
-    with pytest.raises(BackendUnavailableError):
-        asyncio.run(load())
+    finally:
+        await backend.close()

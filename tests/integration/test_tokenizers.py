@@ -1,6 +1,5 @@
 """Every tokenizer: exported and verified by the command's own line, then the same round trip through both engines that serve it."""
 
-import asyncio
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,9 @@ def agree(content: bytes, directory: Path, example: GoldenExample, name: str) ->
     assert np.mean(difference > example.tolerance) <= example.outliers
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_export_verify_serve(name: str, tmp_path: Path) -> None:
+async def test_export_verify_serve(name: str, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     published = export(TOKENIZERS[name].request(tmp_path), lambda stage: None)
     records = [read_entry(path).manifest for path in published.paths]
@@ -90,11 +90,11 @@ def test_export_verify_serve(name: str, tmp_path: Path) -> None:
         (row,) = client.get("/v1/models").json()["data"]
     assert (row["id"], row["task"], row["problems"]) == (name.replace("_", "-"), "tokenize", [])
     images = np.stack([np.asarray(make_image(SIZE, SIZE, seed)) for seed in range(3)])
-    embedded = asyncio.run(round_trip(OnnxRuntimeBackend(), published.paths, images))
+    embedded = await round_trip(OnnxRuntimeBackend(), published.paths, images)
     check_routes(name.replace("_", "-"), published.paths)
     with triton.serve(repository) as server:
         backend = TritonBackend(f"127.0.0.1:{server.ports.grpc}")
-        remote = asyncio.run(round_trip(backend, published.paths, images))
+        remote = await round_trip(backend, published.paths, images)
         check_routes(name.replace("_", "-"), published.paths, backend="triton", triton_url=f"127.0.0.1:{server.ports.grpc}")
     assert np.mean(embedded[0] == remote[0]) >= 0.999
     assert np.mean(np.abs(embedded[1].astype(int) - remote[1]) > 1) <= 0.001
