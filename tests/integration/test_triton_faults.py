@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx2
@@ -104,6 +106,27 @@ def go_on(server: LocalTriton) -> None:
     os.killpg(server.process.pid, signal.SIGCONT)
 
 
+@contextmanager
+def slowed(server: LocalTriton) -> Iterator[None]:
+    """It runs for 50 of every 300 milliseconds."""
+    enough = threading.Event()
+
+    def slow() -> None:
+        while not enough.is_set():
+            hang(server)
+            time.sleep(0.25)
+            go_on(server)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
 def unload(server: LocalTriton) -> None:
     _control(server, "unload_model")
 
@@ -158,3 +181,22 @@ def test_every_request_is_answered_in_time_and_it_recovers(
     assert all(right for _, _, _, right in load.answers)
     assert max(seconds for _, seconds, _, _ in load.answers) < TIME + LATE
     assert {status for began, _, status, _ in load.answers if began > well + 0.2} == {200}, "for good"
+
+
+def test_a_slow_triton_is_waited_for_up_to_the_deadline(server: LocalTriton, url: str) -> None:
+    with Load(url) as load:
+        load.until(lambda status: status == 200, time.monotonic(), 10)
+        time.sleep(1)
+        began = time.monotonic()
+        with slowed(server):
+            time.sleep(4)
+        over = time.monotonic()
+        load.until(lambda status: status == 200, over, RECOVERY)
+        time.sleep(0.5)
+    before, during = ([answer for answer in load.answers if (answer[0] > began) == late] for late in (False, True))
+    during = [answer for answer in during if answer[0] + answer[1] < over]
+    assert fmean(seconds for _, seconds, _, _ in during) > 3 * fmean(seconds for _, seconds, _, _ in before), "it was slow"
+    assert sum(status == 200 for _, _, status, _ in during) >= 10
+    assert {status for _, _, status, _ in load.answers} <= {200, 503, 504}
+    assert all(right for _, _, _, right in load.answers)
+    assert max(seconds for _, seconds, _, _ in load.answers) < TIME + LATE
