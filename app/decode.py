@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
@@ -326,24 +327,34 @@ def _over_white(image: Image.Image) -> Image.Image:
     return white
 
 
+_BAND_PIXELS = 1 << 18
+
+
 def _to_8_bit(image: Image.Image, packing: str) -> Image.Image:
     """Grey of 16 bits, 32 bits or float to L, or to LA when one level is transparent.
 
     16 bits keep their high byte, as Pillow does for 16-bit colour. 32 bits and float are read against the smallest usual full scale
     (float only: 1; 255, 65535, 2^32 - 1) that holds the brightest pixel; what is negative or not a number is black.
     """
-    levels = np.asarray(image)
     if image.mode.startswith("I;16"):
+        levels = np.asarray(image)
         grey = Image.fromarray((levels >> (4 if packing == "I;12" else 8)).astype(np.uint8))
         if "transparency" in image.info:
             opaque = (levels != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
             grey.putalpha(Image.fromarray(opaque))
         return grey
-    values = levels.astype(np.float32)
-    brightest = values.max(where=np.isfinite(values), initial=0)
+    brightest = max(band.max(where=np.isfinite(band), initial=0) for band in _bands(image))
     scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     full = next((scale for scale in scales if brightest <= scale), float(2**32 - 1))
-    return Image.fromarray(np.nan_to_num(values.clip(0, full) * (255 / full)).round().astype(np.uint8))
+    greys = [np.nan_to_num(band.clip(0, full) * (255 / full)).round().astype(np.uint8) for band in _bands(image)]
+    return Image.fromarray(np.concatenate(greys))
+
+
+def _bands(image: Image.Image) -> Iterator[NDArray[np.float32]]:
+    """The rows of `image`, some at a time: what is worked out of them takes no memory for all of them at once."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.float32)
 
 
 def _has_other_profile(image: Image.Image) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import InvalidValueError, MalformedRequestError, TooLargeError
 from app.tasks.classify import ClassifyOptions
@@ -181,13 +181,20 @@ class PictureResponse(BaseModel):
     height: int
 
 
-BoxResponse = tuple[float, float, float, float]
+# Of one schema for all of their items: few generators of clients, and not Schemathesis, know prefixItems.
+BoxResponse = Annotated[
+    tuple[float, float, float, float],
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}),
+]
+HeightAndWidth = Annotated[
+    tuple[int, int], WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2})
+]
 
 
 class RunLengthsResponse(BaseModel):
     """COCO's compressed run lengths, as pycocotools.mask reads them."""
 
-    size: tuple[int, int] = Field(description="height, width of the image")
+    size: HeightAndWidth = Field(description="height, width of the image")
     counts: str
 
 
@@ -262,7 +269,7 @@ class TokenizeItem(BaseModel):
     tokens: list[list[int]] | list[list[list[int]]] | None = Field(
         None, description="[h][w], or [count][h][w] where the model has several codebooks"
     )
-    grid: tuple[int, int] | None = Field(None, description="height, width in positions")
+    grid: HeightAndWidth | None = Field(None, description="height, width in positions")
     codebook: CodebookResponse | None = None
     bits_per_token: int | None = Field(None, description="the binary logarithm of the codebook's size, rounded up")
     bits_per_pixel: float | None = Field(None, description="of the engine's input")

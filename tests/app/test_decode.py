@@ -221,6 +221,16 @@ def test_reads_deep_grey(data: bytes, levels: list[int], conversion: str) -> Non
     assert info.conversions == (conversion, "grey to rgb")
 
 
+@pytest.mark.parametrize("kind", ["float32", "int32"])
+def test_a_large_deep_image_has_one_scale(kind: str) -> None:
+    """It is worked on by bands of rows; its brightest pixel lies in the last."""
+    values = np.linspace(-5, 200, 700 * 900).reshape(700, 900).astype(kind)
+    values[-1] = 60000
+    pixels, _ = read(encode(Image.fromarray(values), "TIFF"))
+    expected = (values.clip(0) * (255 / 65535)).round().astype(np.uint8)
+    np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, 2))
+
+
 def test_reads_16_bit_colour_tiff() -> None:
     samples = struct.pack("<6H", 0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0x8000)
     at = 14 + 12 * 9
