@@ -18,6 +18,7 @@ from app.manifest import GoldenExample, read_entry
 from app.settings import Settings
 from app.token_format import MEDIA_TYPE
 from export.pipeline import export
+from export.spec import Published
 from tests import triton
 from tests.export.tokenizers import SIZE, TOKENIZERS
 from tests.factories import make_image
@@ -76,11 +77,14 @@ def agree(content: bytes, directory: Path, example: GoldenExample, name: str) ->
     assert np.mean(difference > example.tolerance) <= example.outliers
 
 
+@pytest.fixture(params=TOKENIZERS)
+def published(request: pytest.FixtureRequest, tmp_path: Path) -> Published:
+    return export(TOKENIZERS[request.param].request(tmp_path), lambda stage: None)
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", TOKENIZERS)
-async def test_export_verify_serve(name: str, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    published = export(TOKENIZERS[name].request(tmp_path), lambda stage: None)
+async def test_export_verify_serve(published: Published) -> None:
+    name, repository = published.name, published.path.parents[1]
     records = [read_entry(path).manifest for path in published.paths]
     assert [manifest.role for manifest in records] == ["tokenize", "detokenize"]
     assert all(manifest.verification is not None and manifest.verification.passed for manifest in records)
@@ -88,14 +92,14 @@ async def test_export_verify_serve(name: str, tmp_path: Path) -> None:
     settings = Settings(_env_file=None, repository=repository, default_classify="none", preload=False, repository_poll=0)
     with TestClient(create_app(settings)) as client:
         (row,) = client.get("/v1/models").json()["data"]
-    assert (row["id"], row["task"], row["problems"]) == (name.replace("_", "-"), "tokenize", [])
+    assert (row["id"], row["task"], row["problems"]) == (name, "tokenize", [])
     images = np.stack([np.asarray(make_image(SIZE, SIZE, seed)) for seed in range(3)])
     embedded = await round_trip(OnnxRuntimeBackend(), published.paths, images)
-    check_routes(name.replace("_", "-"), published.paths)
+    check_routes(name, published.paths)
     with triton.serve(repository) as server:
         backend = TritonBackend(f"127.0.0.1:{server.ports.grpc}")
         remote = await round_trip(backend, published.paths, images)
-        check_routes(name.replace("_", "-"), published.paths, backend="triton", triton_url=f"127.0.0.1:{server.ports.grpc}")
+        check_routes(name, published.paths, backend="triton", triton_url=f"127.0.0.1:{server.ports.grpc}")
     assert np.mean(embedded[0] == remote[0]) >= 0.999
     assert np.mean(np.abs(embedded[1].astype(int) - remote[1]) > 1) <= 0.001
     assert embedded[1].shape == images.shape
