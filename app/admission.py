@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -142,6 +142,7 @@ class Admission:
         self.longest = longest
         self.pace = pace
         self.requests = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a place; while there are any, all places are taken
         self.tickets = 0
         self.bytes = 0
         self.stopping = False
@@ -186,10 +187,42 @@ class Admission:
         self.requests += 1
         ticket.placed = True
 
+    async def await_place(self, ticket: Ticket) -> None:
+        """Take a place, or the next that is given back: what has been read is not refused for those who came meanwhile.
+
+        Raises:
+            CapacityError: every place is taken, and as many requests wait.
+            DeadlineError: the ticket's time ran out.
+        """
+        if self.requests < self.max_requests or len(self._waiting) >= self.max_requests:
+            self.take_place(ticket)
+            return
+        given = asyncio.get_running_loop().create_future()
+        self._waiting.append(given)
+        try:
+            async with ticket.within_deadline():
+                await given
+        except (asyncio.CancelledError, DeadlineError):
+            if given.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(given)
+            else:
+                self._give_back_place()
+            raise
+        ticket.placed = True
+
     def leave_place(self, ticket: Ticket) -> None:
         """Let others have the place while this request waits for its client; harmless without one."""
-        self.requests -= ticket.placed
-        ticket.placed = False
+        if ticket.placed:
+            ticket.placed = False
+            self._give_back_place()
+
+    def _give_back_place(self) -> None:
+        while self._waiting:
+            if not (given := self._waiting.popleft()).done():
+                given.set_result(None)
+                return
+        self.requests -= 1
 
     def take_bytes(self, ticket: Ticket, count: int) -> None:
         """Count `count` more bytes of request body against the ceiling, until the ticket is given back.

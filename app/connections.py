@@ -38,17 +38,27 @@ class Connection(HttpToolsProtocol):
         self._taking: tuple[float, int, int] | None = None  # since when, bytes unsent then, bytes unsent when last looked
         self._wire = transport
         super().connection_made(_Unhurried(transport, self))  # type: ignore[arg-type]
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self.max_connections and not self._take_over():
             self._refuse("503 Service Unavailable", f"This server takes {self.max_connections} connections; retry later.")
 
     def data_received(self, data: bytes) -> None:
         if self._lingers_until is not None:
             return
+        if self._idles():
+            self._since = self.loop.time()
         began = self._in_headers
         super().data_received(data)
         self._header_bytes = self._header_bytes + len(data) if began and self._in_headers else 0
         if self._header_bytes > MAX_HEADER_BYTES and not self.leaving:
             self._refuse("431 Request Header Fields Too Large", f"The headers of a request have at most {MAX_HEADER_BYTES} bytes.")
+        if self._waits and not self._idles() and not self.leaving:  # the rest of a body came behind its answer
+            self._since = self.loop.time()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None:
+            self.cycle.more_body = False
 
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
@@ -63,10 +73,22 @@ class Connection(HttpToolsProtocol):
         else:
             self._linger()
 
+    def _take_over(self) -> bool:
+        """Close the connection that has been idle the longest, if there is one, so that this one need not be refused."""
+        idle = [other for other in self.connections if isinstance(other, Connection) and other._idles() and not other.leaving]
+        if idle:
+            min(idle, key=lambda other: other._since).leave()
+        return bool(idle)
+
     @property
     def _in_headers(self) -> bool:
         """The headers of a request have begun and not ended."""
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+
+    @property
+    def _waits(self) -> bool:
+        """The last request has its answer and has come to its end, and no other has begun."""
+        return self.cycle is not None and self.cycle.response_complete and not self.cycle.more_body and not self._in_headers
 
     @property
     def leaving(self) -> bool:

@@ -327,6 +327,7 @@ def serve(
         log_config=None,
         log_level=settings.log_level,
         access_log=False,
+        timeout_keep_alive=settings.keep_alive,
         server_header=False,
     )
     server = _Server(config, app, begun, delay=settings.shutdown_delay, timeout=settings.shutdown_timeout)

@@ -121,7 +121,10 @@ class Settings(BaseSettings):
     request_timeout: Seconds = Field(
         30.0, description="seconds for one request, from its headers to its answer; the header X-Request-Timeout asks for fewer"
     )
-    max_connections: Count = Field(4096, description="connections of clients, idle ones included; more are answered 503")
+    max_connections: Count = Field(4096, description="connections of clients; where none is idle, more are answered 503")
+    keep_alive: Count = Field(
+        75, description="seconds that an idle connection is kept; longer than any client or balancer keeps it spares them resets"
+    )
     client_grace: Seconds = Field(
         10.0, description="seconds that a client has for its headers, and to begin with a body or with taking an answer"
     )

@@ -98,7 +98,7 @@ def judge(before: Run, measured: Run, recovery: float, after: Run) -> dict[str, 
     goodput, capacity, later = map(_goodput, (measured, before, after))
     others = measured.requests - measured.right - measured.refused
     unsent = measured.dropped / max(1, measured.requests + measured.dropped)
-    median = "" if measured.latency is None else f"; the median answer took {measured.latency.median:.0f} ms"
+    median = "" if measured.latency is None else f"; the median of all answers took {measured.latency.median:.0f} ms"
     return {
         "goodput": {
             "told": f"{goodput:.1f} of {capacity:.1f} a second, {goodput / capacity:.1%}{median}; "

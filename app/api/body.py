@@ -71,7 +71,7 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
         TooLargeError: more than `limit` bytes, announced or sent.
         SlowUploadError: it comes more slowly than the admission's pace.
         DeadlineError: the ticket's time ran out before everything had arrived.
-        CapacityError: the bodies in flight fill the memory set aside for them, or all places were taken meanwhile.
+        CapacityError: the bodies in flight fill the memory set aside for them, or as many requests wait for a place as there are.
         UnsupportedMediaError: the body is compressed.
         MalformedRequestError: the client left before it had sent everything.
     """
@@ -103,7 +103,7 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
             f"{size} bytes of the body had come within {pace.due(size):.0f} s; after {pace.grace:g} s this server wants "
             f"{pace.rate:g} bytes per second."
         ) from error
-    admission.take_place(ticket)
+    await admission.await_place(ticket)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

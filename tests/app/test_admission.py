@@ -108,6 +108,57 @@ def test_a_request_that_waits_for_its_client_holds_no_place(admission: Admission
     assert (admission.requests, admission.tickets) == (0, 0)
 
 
+async def test_what_has_been_read_waits_for_the_next_place(admission: Admission) -> None:
+    with admission.admit() as slow, admission.admit() as other:
+        admission.leave_place(slow)
+        with admission.admit():
+            waiting = asyncio.create_task(admission.await_place(slow))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            admission.leave_place(other)
+            with pytest.raises(CapacityError), admission.admit():
+                pass
+            await waiting
+            assert (slow.placed, admission.requests) == (True, 2)
+    assert (admission.requests, admission.tickets) == (0, 0)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["still waiting", "just given one"])
+async def test_who_leaves_while_waiting_for_a_place_holds_none(admission: Admission, given: bool) -> None:
+    with admission.admit() as slow:
+        admission.leave_place(slow)
+        with admission.admit() as one, admission.admit():
+            waiting = asyncio.create_task(admission.await_place(slow))
+            await asyncio.sleep(0)
+            if given:
+                admission.leave_place(one)
+            waiting.cancel()
+            if not given:
+                admission.leave_place(one)
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert (slow.placed, admission.requests) == (False, 1)
+    assert admission.requests == 0
+
+
+async def test_waiting_for_a_place_has_an_end(admission: Admission) -> None:
+    with admission.admit() as slow, admission.admit() as late:
+        for ticket in (slow, late):
+            admission.leave_place(ticket)
+        late.deadline = time.monotonic() + 0.02
+        with admission.admit(), admission.admit():
+            waiting = [asyncio.create_task(admission.await_place(slow)) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(CapacityError):
+                await admission.await_place(late)
+            for task in waiting:
+                task.cancel()
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineError):
+                await admission.await_place(late)
+    assert (admission.requests, admission.tickets) == (0, 0)
+
+
 def test_a_closed_server_takes_nothing_and_finishes_what_it_has(admission: Admission) -> None:
     with admission.admit() as ticket:
         admission.closed = True

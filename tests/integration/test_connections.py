@@ -199,3 +199,41 @@ def test_one_connection_too_many_is_told_so(tmp_path: Path) -> None:
             connection.close()
         time.sleep(0.2)
         assert httpx2.post(f"{url}/v1/classify", content=RED).status_code == 200
+
+
+def test_a_new_connection_takes_over_from_the_one_that_has_been_idle_the_longest(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    with gateway(repository, backend="fake", max_connections=3) as url, ExitStack() as stack:
+        held = [stack.enter_context(connect(url)) for _ in range(3)]
+        for connection in held:
+            connection.sendall(head(method="GET", path="/livez"))
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with connect(url) as surplus:
+            surplus.sendall(head(f"Content-Length: {len(RED)}", "Connection: close") + RED)
+            assert status(surplus) == 200
+        assert everything(held[0]) == b""
+        held[1].sendall(head("Connection: close", method="GET", path="/livez"))
+        assert status(held[1]) == 200
+
+
+def test_a_connection_is_idle_once_the_rest_of_a_refused_body_has_come(url: str) -> None:
+    with connect(url) as connection:
+        body = b"x" * 900_000
+        connection.sendall(head(f"Content-Length: {len(body)}", "Content-Encoding: gzip") + body[:1000])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 415 ")
+        connection.sendall(body[1000:])
+        time.sleep(GRACE + 1)
+        connection.sendall(head(f"Content-Length: {len(RED)}", "Connection: close") + RED)
+        assert status(connection) == 200
+
+
+def test_headers_in_pieces_have_their_time_behind_a_long_pause(url: str) -> None:
+    with connect(url) as connection:
+        connection.sendall(head(method="GET", path="/livez"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        time.sleep(GRACE + 1)
+        request = head(f"Content-Length: {len(RED)}", "Connection: close") + RED
+        connection.sendall(request[:20])
+        time.sleep(GRACE / 2)
+        connection.sendall(request[20:])
+        assert status(connection) == 200
