@@ -25,6 +25,7 @@ _PIXEL_STD = 45.0  # levels
 _BOX_STD = 1.0  # of the logits of a box
 _ALIKE = 0.1  # of the frame, between neighbouring queries' boxes
 _SHARPENING_ROUNDS = 4
+_LARGEST_GAIN = 10.0  # queries may not differ at all yet
 _CENTRING_ROUNDS = 8  # several heads share the work, so each round leaves a part
 
 
@@ -299,13 +300,16 @@ def _spread_queries(network: Detector, images: Tensor) -> None:
     centre = scaled.mean((0, 1))
     if network.score == "sigmoid":
         pairs = (scaled - centre).flatten(1)
-        centre = centre + pairs.topk(min(network.rows, pairs.shape[1] // 2)).values[:, -1].mean()
+        lasts = pairs.topk(min(network.rows, pairs.shape[1] // 2)).values[:, -1]
+        centre = centre + lasts.quantile(0.25)  # images differ much, and a score that is all but 0 tells little
+    else:
+        centre[-1] += _LOGIT_STD  # "no object", which else outdoes everything in some images
     head.weight *= gain
     head.bias.copy_(head.bias * gain - centre)
 
 
 def _sharpen_queries(network: Detector, images: Tensor) -> None:
-    """Lengthen learned queries, which may only say where attention looks, until an image's boxes differ."""
+    """Lengthen learned queries, which may only say where attention looks, until an image's boxes differ; else let its places."""
     for _ in range(_SHARPENING_ROUNDS):
         boxes = network.detect(images, None).boxes
         if (boxes - boxes.roll(1, 1)).abs().sum(-1).median() >= _ALIKE:
@@ -313,6 +317,32 @@ def _sharpen_queries(network: Detector, images: Tensor) -> None:
         for module in network.modules():
             if isinstance(module, nn.Embedding) and module.num_embeddings == boxes.shape[1]:
                 module.weight *= 4
+    _settle_layer_norms(network, images)
+
+
+def _settle_layer_norms(network: Detector, images: Tensor) -> None:
+    """Take out of each LayerNorm's output what all places of all images have in common; what is left gets a deviation of 1.
+
+    A deep transformer with random weights else averages its places away: attention adds the same to all of them, layer by layer.
+    """
+    settled: set[nn.Module] = set()
+
+    def settle(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
+        assert isinstance(module, nn.LayerNorm)
+        if module in settled:
+            return None
+        settled.add(module)
+        mean = output.flatten(0, -2).mean(0)
+        gain = (1 / (output - mean).std()).clamp(max=_LARGEST_GAIN)
+        module.weight.mul_(gain)
+        module.bias.sub_(mean).mul_(gain)
+        return (output - mean) * gain
+
+    norms = (module for module in network.modules() if isinstance(module, nn.LayerNorm))
+    hooks = [norm.register_forward_hook(settle) for norm in norms]
+    network.detect(images, None)
+    for hook in hooks:
+        hook.remove()
 
 
 def _heads(network: nn.Module, images: Tensor) -> list[nn.Linear | nn.Conv2d]:
