@@ -75,9 +75,10 @@ class Settings(BaseSettings):
     default_detect: str = Field("scenes-detector", description="model that answers /v1/detect when none is named")
     default_ground: str = Field("scenes-grounding", description="model that answers /v1/ground when none is named")
     default_embed: str = Field(
-        "", description="model that answers /v1/embed, /v1/embeddings, /v1/similarity and labels on /v1/classify when none is named"
+        "scenes-encoder",
+        description="model that answers /v1/embed, /v1/embeddings, /v1/similarity and labels on /v1/classify when none is named",
     )
-    default_chat: str = Field("", description="model that answers /v1/chat/completions when none is named")
+    default_chat: str = Field("scenes-chat", description="model that answers /v1/chat/completions when none is named")
     preload: bool = Field(True, description="load the default models before the server is ready")
 
     backend: Literal["onnxruntime", "triton", "fake"] = "onnxruntime"

@@ -1,10 +1,12 @@
 """The models that travel with the repository: small, free, verified, and as good as the documents say."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from openai import OpenAI
 
 from app.admission import Ticket
 from app.backends.onnxruntime import OnnxRuntimeBackend
@@ -24,6 +26,11 @@ MEGABYTES = {
     "vq-photo.detokenize": 8,
     "scenes-detector": 8,
     "scenes-grounding": 8,
+    "scenes-encoder.image": 7,
+    "scenes-encoder.text": 7,
+    "scenes-chat.vision": 8,
+    "scenes-chat.embed": 8,
+    "scenes-chat.decoder": 8,
 }
 SCENE = ROOT / "docs/photos/scene.jpg"
 SHAPES = [
@@ -61,7 +68,9 @@ def test_it_is_small_free_and_verified(entry: Entry) -> None:
 
 
 @pytest.mark.anyio
-async def test_it_gives_its_golden_answers(entry: Entry) -> None:
+@pytest.mark.parametrize("name", [name for name in MEGABYTES if not name.startswith("scenes-chat.")])
+async def test_it_gives_its_golden_answers(name: str) -> None:
+    entry = newest(name)
     backend = OnnxRuntimeBackend()
     await backend.load(entry)
     await check_golden(backend, entry)
@@ -71,7 +80,7 @@ async def test_it_gives_its_golden_answers(entry: Entry) -> None:
 
 def test_the_default_models_are_the_bundled_ones() -> None:
     fields = Settings.model_fields
-    names = {fields[f"default_{kind}"].default for kind in ("classify", "tokenizer", "detect", "ground")}
+    names = {fields[f"default_{kind}"].default for kind in ("classify", "tokenizer", "detect", "ground", "embed", "chat")}
     assert names == {newest(name).manifest.model for name in MEGABYTES}
 
 
@@ -141,6 +150,50 @@ def test_the_document_of_the_scenes_has_the_recorded_figures() -> None:
         assert f"| **all {found[unit]:.0f} {unit}** | {' | '.join(f'{found[figure]:.3f}' for figure in kept)} |" in document
         size = f"{entry.manifest.engine.size / 1e6:.1f} MB"
         assert any(line.startswith(f"| `{name}`") and line.endswith(f"| {size} |") for line in document.splitlines())
+
+
+def test_the_encoder_finds_the_description(client: Client) -> None:
+    labels = ["a circle and a square", "three stars and four crescents", "one red heart", "seven rings"]
+    (item,) = client.classify(SCENE, labels=labels, top_k=1).results
+    assert item.predictions is not None
+    assert item.predictions[0].label == labels[1]
+
+
+def test_the_chat_model_answers_what_was_asked(client: Client) -> None:
+    """Streamed to the library's client; what else is in the picture or not decides."""
+    photo = base64.b64encode(SCENE.read_bytes()).decode()
+    library = OpenAI(base_url=f"{client.url}/v1", api_key="none", max_retries=0)
+    said = {}
+    for question in ("How many crescents are there?", "Is there a green heart?", "What colour is the topmost shape?"):
+        parts = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{photo}"}}, {"type": "text", "text": question}]
+        stream = library.chat.completions.create(
+            model="scenes-chat", messages=[{"role": "user", "content": parts}], temperature=0, stream=True
+        )
+        said[question] = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert list(said.values()) == ["4", "no", "red"]
+
+
+def test_the_document_of_the_scenes_has_what_was_recorded_of_encoder_and_chat() -> None:
+    document = (ROOT / "docs/scenes.md").read_text()
+    encoder, chat = newest("scenes-encoder.text").manifest, newest("scenes-chat.decoder").manifest
+    assert encoder.verification is not None
+    assert chat.verification is not None
+    found = encoder.verification.accuracy | chat.verification.accuracy
+    lines = [line for line in document.splitlines() if line.startswith("| ")]
+    for start, figure in (
+        ("| with places", "zero_shot_places"),
+        ("| without", "zero_shot_list"),
+        ("| as counts", "zero_shot_counts"),
+        ("| count", "exact_match_count"),
+        ("| colour", "exact_match_colour"),
+        ("| shape", "exact_match_shape"),
+        ("| where", "exact_match_where"),
+        ("| yes or no", "exact_match_yes_or_no"),
+        ("| **all 500 questions", "exact_match"),
+        ("| 200 descriptions", "described_exactly"),
+        ("| 500 boxes", "box_accuracy"),
+    ):
+        assert any(line.startswith(start) and f"{found[figure]:.1%}" in line for line in lines), figure
 
 
 def test_the_document_has_the_recorded_figures() -> None:

@@ -143,6 +143,12 @@ def test_the_command_line(url: str) -> None:
     assert "convnext-50 (default)" in listed
 
 
+def test_the_openai_client(url: str) -> None:
+    program = next(block for block in blocks("python") if "OpenAI(" in block).replace(ADDRESS, url)
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "crescent" in said
+
+
 def test_the_python_client(url: str) -> None:
     program = next(block for block in blocks("python") if "Client(" in block).replace(ADDRESS, url)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

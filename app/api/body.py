@@ -31,7 +31,7 @@ from app.errors import (
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form must not write to the log
 
 MAX_VALUES = 500_000  # in one JSON document, by its commas and brackets: 32 MB of empty lists would be a gigabyte of objects
-MAX_FIELDS = 16  # parts of a form that are no images
+MAX_FIELDS = 2064  # parts of a form that are no images: 2,048 texts, each of which is a part, and some options
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes; larger bodies are taken to pieces on a thread
 FORM = "multipart/form-data"
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
@@ -160,7 +160,9 @@ class _Parts:
 
     def begin(self) -> None:
         if len(self.parts) == self.limit:
-            raise TooLargeError(f"The form has more than {self.limit} parts; send fewer images in one request.", field="image")
+            raise TooLargeError(
+                f"The form has more than {self.limit} parts; send fewer images and texts in one request.", field="image"
+            )
         self.parts.append(({}, bytearray()))
 
     def header_name(self, data: bytes, start: int, end: int) -> None:

@@ -52,6 +52,14 @@ def test_labels(client: Client) -> None:
     assert [prediction.label for prediction in answer.results[0].predictions or ()] == ["blue", "red"]
 
 
+def test_as_many_labels_as_a_request_may_name(client: Client) -> None:
+    labels = ["red", "blue", *(f"number {number}" for number in range(2046))]
+    answer = client.classify([RED, BLUE], labels=labels, top_k=1)
+    assert [item.predictions is not None and len(item.predictions) for item in answer.results] == [1, 1]
+    with pytest.raises(ClientError, match="2048"):
+        client.classify(RED, labels=[*labels, "one more"])
+
+
 def test_the_command_that_embeds(client: Client, photos: Path) -> None:
     ran = vitrine("embed", "red.png", "--text", "red", "--text", "", "--url", client.url, cwd=photos)
     photo, text, empty = map(json.loads, ran.stdout.splitlines())
