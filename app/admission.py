@@ -148,6 +148,11 @@ class Admission:
         self.stopping = False
         self.closed = False
 
+    @property
+    def full(self) -> bool:
+        """Every place is taken."""
+        return self.requests >= self.max_requests
+
     @contextmanager
     def admit(self, request_id: str | None = None, timeout: float | None = None) -> Iterator[Ticket]:
         """Take one of `max_requests` places, for `timeout` seconds but no longer than the longest.
@@ -180,7 +185,7 @@ class Admission:
         Raises:
             CapacityError: every place is taken.
         """
-        if self.requests >= self.max_requests:
+        if self.full:
             raise CapacityError(
                 f"{self.max_requests} requests are in flight, the most this server takes; retry later.", reason="requests"
             )
@@ -194,7 +199,7 @@ class Admission:
             CapacityError: every place is taken, and as many requests wait.
             DeadlineError: the ticket's time ran out.
         """
-        if self.requests < self.max_requests or len(self._waiting) >= self.max_requests:
+        if not self.full or len(self._waiting) >= self.max_requests:
             self.take_place(ticket)
             return
         given = asyncio.get_running_loop().create_future()

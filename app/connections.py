@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = self._header_bytes + len(data) if began and self._in_headers else 0
         if self._header_bytes > MAX_HEADER_BYTES and not self.leaving:
             self._refuse("431 Request Header Fields Too Large", f"The headers of a request have at most {MAX_HEADER_BYTES} bytes.")
-        if self._waits and not self._idles() and not self.leaving:  # the rest of a body came behind its answer
+        if self._waits and self.timeout_keep_alive_task is None and not self.leaving:  # the rest of a body came behind its answer
             self._since = self.loop.time()
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
@@ -62,7 +62,13 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
+        if self.cycle.response_complete:  # else it is the next request's
+            self.cycle.body = bytearray()  # of one that was refused before it was read
         super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # the timer would hold all this until it rings
 
     def leave(self) -> None:
         """Close. Under a body that is still coming, first say that no more is sent, and read on so that nothing is reset."""
@@ -75,7 +81,11 @@ class Connection(HttpToolsProtocol):
 
     def _take_over(self) -> bool:
         """Close the connection that has been idle the longest, if there is one, so that this one need not be refused."""
-        idle = [other for other in self.connections if isinstance(other, Connection) and other._idles() and not other.leaving]
+        idle = [
+            other
+            for other in self.connections
+            if isinstance(other, Connection) and other._idles() and not other.leaving and not other._wire.get_write_buffer_size()
+        ]
         if idle:
             min(idle, key=lambda other: other._since).leave()
         return bool(idle)
@@ -106,8 +116,8 @@ class Connection(HttpToolsProtocol):
             self._end_waiting()
 
     def _idles(self) -> bool:
-        """Nothing has come since the last answer: uvicorn's own time for that runs."""
-        return self.timeout_keep_alive_task is not None
+        """Nothing has come since the last request's end and answer: uvicorn's own time for that runs."""
+        return self.timeout_keep_alive_task is not None and self._waits
 
     def _end_waiting(self) -> None:
         if self._in_headers:

@@ -338,8 +338,9 @@ def _settle_layer_norms(network: Detector, images: Tensor) -> None:
         module.bias.sub_(mean).mul_(gain)
         return (output - mean) * gain
 
-    norms = (module for module in network.modules() if isinstance(module, nn.LayerNorm))
-    hooks = [norm.register_forward_hook(settle) for norm in norms]
+    norms = [module for module in network.modules() if isinstance(module, nn.LayerNorm)]
+    last = [norm for norm in norms if norm.elementwise_affine and getattr(norm, "data_format", "channels_last") == "channels_last"]
+    hooks = [norm.register_forward_hook(settle) for norm in last if norm.bias is not None]
     network.detect(images, None)
     for hook in hooks:
         hook.remove()

@@ -19,6 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from app.admission import EXPIRED, Admission, Ticket
+from app.api.departure import cancelled_by_departure
 from app.errors import (
     DeadlineError,
     InputError,
@@ -33,6 +34,7 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form m
 MAX_VALUES = 500_000  # in one JSON document, by its commas and brackets: 32 MB of empty lists would be a gigabyte of objects
 MAX_FIELDS = 2064  # parts of a form that are no images: 2,048 texts, each of which is a part, and some options
 PARSED_ON_THE_LOOP = 256 * 1024  # bytes; larger bodies are taken to pieces on a thread
+PARTS_ON_THE_LOOP = 64  # and forms of more parts
 FORM = "multipart/form-data"
 IMAGE_FIELDS = frozenset({"image", "images", "file"})
 
@@ -103,7 +105,11 @@ async def read_body(request: Request, ticket: Ticket, admission: Admission, limi
             f"{size} bytes of the body had come within {pace.due(size):.0f} s; after {pace.grace:g} s this server wants "
             f"{pace.rate:g} bytes per second."
         ) from error
-    await admission.await_place(ticket)
+    if admission.full:
+        with cancelled_by_departure(request, ticket):
+            await admission.await_place(ticket)
+    else:
+        admission.take_place(ticket)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -134,6 +140,11 @@ def parse_body(body: bytes, content_type: str, max_images: int, *, needs_image: 
     if not parsed.images and needs_image:
         raise MalformedRequestError("There is no image in the request; send at least one, in the field `image`.", field="image")
     return parsed
+
+
+def is_heavy(body: bytes) -> bool:
+    """Whether a body that is to be taken to pieces would keep the event loop for long."""
+    return len(body) > PARSED_ON_THE_LOOP or body.count(b"\r\n\r\n") > PARTS_ON_THE_LOOP
 
 
 def is_image(body: bytes, content_type: str) -> bool:

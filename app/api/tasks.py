@@ -16,7 +16,7 @@ from app.admission import Ticket
 from app.api import schemas
 from app.api.accept import choose
 from app.api.admitted import admitted
-from app.api.body import PARSED_ON_THE_LOOP, Parsed, add_field, is_image, parse_body, read_body
+from app.api.body import Parsed, add_field, is_heavy, is_image, parse_body, read_body
 from app.api.departure import cancelled_by_departure
 from app.api.description import describe_request, describe_responses
 from app.api.errors import error_response, log_failure, problem
@@ -97,9 +97,9 @@ async def _answer(request: Request, route: TaskRoute, services: Services, ticket
 
 
 async def _parse(route: TaskRoute, body: bytes, content_type: str, max_images: int) -> Parsed:
-    """Large forms, JSON and token grids leave the event loop; taking a raw body is nothing."""
+    """Large forms, those of many parts, JSON and token grids leave the event loop; taking a raw body is nothing."""
     parse = parse_tokens if route.takes == "tokens" else partial(parse_body, needs_image=route.takes == "images")
-    if len(body) > PARSED_ON_THE_LOOP and (route.takes == "tokens" or not is_image(body, content_type)):
+    if (route.takes == "tokens" or not is_image(body, content_type)) and is_heavy(body):
         return await asyncio.to_thread(parse, body, content_type, max_images)
     return parse(body, content_type, max_images)
 

@@ -81,7 +81,8 @@ def _forms() -> Iterator[Row]:
     yield "flood of line ends", send(multipart(part("image", b"\r\n" * 4_000_000))), UNKNOWN
     yield "form of 1,000 images", send(multipart(*[image] * 1000)), LARGE
     yield "form of 10,000 empty parts", send(multipart(*[part("a", b"")] * 10_000)), LARGE
-    yield "form of 100 fields", send(multipart(image, *[part("top_k", b"1")] * 100)), LARGE
+    yield "form of 100 fields", send(multipart(image, *[part("top_k", b"1")] * 100)), WRONG
+    yield "form of 3,000 fields", send(multipart(image, *[part("top_k", b"1")] * 3000)), LARGE
     yield "part without headers", send(f"--{BOUNDARY}\r\n\r\nx\r\n--{BOUNDARY}--\r\n".encode()), MALFORMED
     yield "part of 10,000 headers", send(multipart(("X-A: b\r\n" * 10_000 + image[0], IMAGE))), 200, MALFORMED
     yield "part with a header of 1 MB", send(multipart((image[0] + "\r\nX-A: " + "b" * 1_000_000, IMAGE))), 200, MALFORMED

@@ -208,6 +208,7 @@ def test_a_new_connection_takes_over_from_the_one_that_has_been_idle_the_longest
         for connection in held:
             connection.sendall(head(method="GET", path="/livez"))
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.01)
         with connect(url) as surplus:
             surplus.sendall(head(f"Content-Length: {len(RED)}", "Connection: close") + RED)
             assert status(surplus) == 200
