@@ -173,6 +173,13 @@ def test_the_chat_model_answers_what_was_asked(client: Client) -> None:
     assert list(said.values()) == ["4", "no", "red"]
 
 
+def test_triton_runs_the_chat_model_with_the_code_of_today() -> None:
+    """Else `make bundled-chat` is due."""
+    version = newest("scenes-chat.decoder").path
+    assert (version / "app/generate.py").read_bytes() == (ROOT / "app/generate.py").read_bytes()
+    assert (version / "model.py").read_bytes() == (ROOT / "export/triton_chat.py").read_bytes()
+
+
 def test_the_document_of_the_scenes_has_what_was_recorded_of_encoder_and_chat() -> None:
     document = (ROOT / "docs/scenes.md").read_text()
     encoder, chat = newest("scenes-encoder.text").manifest, newest("scenes-chat.decoder").manifest
