@@ -102,7 +102,7 @@ class Preprocessing(Record):
 class Source(Record):
     """Where the network and its weights came from."""
 
-    library: Literal["timm", "transformers", "open_clip", "python", "onnx", "vitrine"]
+    library: Literal["timm", "transformers", "open_clip", "diffusers", "python", "onnx", "vitrine"]
     architecture: str
     arguments: dict[str, Any] = {}
     weights: Literal["pretrained", "checkpoint", "random", "embedded"]

@@ -23,8 +23,8 @@ _EPILOG = (
     "`python -m export eval --help`: measure a published model on your own data."
 )
 _SOURCE = (
-    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, "
-    "or a NAME of export/architectures."
+    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], diffusers/PATH_OR_ID[:FOLDER], python/FILE.py:factory, "
+    "onnx/FILE, or a NAME of export/architectures."
 )
 
 _WEIGHTS = "Weights (say which)"

@@ -8,10 +8,10 @@ from export import architectures
 from export.sources.qwen2_5_vl import MODEL_TYPE as QWEN2_5_VL
 from export.spec import AnyLoaded, ExportError, ExportRequest
 
-_KINDS = ("timm", "transformers", "open_clip", "python", "onnx")
+_KINDS = ("timm", "transformers", "open_clip", "diffusers", "python", "onnx")
 _FORMS = (
-    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE, qwen2_5_vl, "
-    "or the NAME of a file in export/architectures ({names})"
+    "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], diffusers/PATH_OR_ID[:FOLDER], python/FILE.py:factory, "
+    "onnx/FILE, qwen2_5_vl, or the NAME of a file in export/architectures ({names})"
 )
 
 

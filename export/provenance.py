@@ -6,12 +6,12 @@ from typing import Any, Literal
 from app.manifest import Source
 from export.spec import ExportError, ExportRequest, WeightsReport
 
-_LIBRARIES = ("torch", "timm", "transformers", "open_clip_torch", "onnx", "onnxscript")
+_LIBRARIES = ("torch", "timm", "transformers", "open_clip_torch", "diffusers", "onnx", "onnxscript")
 
 
 def describe_source(
     request: ExportRequest,
-    library: Literal["timm", "transformers", "open_clip", "python", "onnx", "vitrine"],
+    library: Literal["timm", "transformers", "open_clip", "diffusers", "python", "onnx", "vitrine"],
     architecture: str,
     *,
     arguments: dict[str, Any] | None = None,

@@ -21,7 +21,7 @@ def request(source: str, **fields: Any) -> ExportRequest:
 
 @pytest.mark.parametrize("source", ["convnext_atto", "keras/x", "timm", "timm/", "", "/"])
 def test_an_unknown_source_lists_the_forms(source: str) -> None:
-    forms = "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], python/FILE.py:factory, onnx/FILE"
+    forms = "timm/NAME[.TAG], transformers/PATH_OR_ID, open_clip/NAME[:TAG], diffusers/PATH_OR_ID[:FOLDER], python/FILE.py:factory"
     with pytest.raises(ExportError, match=re.escape(forms)):
         load(request(source))
 

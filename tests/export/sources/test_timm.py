@@ -37,7 +37,8 @@ def test_a_network_and_all_that_is_known_of_it() -> None:
     assert loaded.source.architecture == "convnext_atto"
     assert loaded.source.arguments == NARROW | {"num_classes": 7}
     assert (loaded.source.weights, loaded.source.checkpoint, loaded.source.licence) == ("random", None, "MIT")
-    assert loaded.source.versions.keys() == {"torch", "timm", "transformers", "open_clip_torch", "onnx", "onnxscript"}
+    libraries = {"torch", "timm", "transformers", "open_clip_torch", "diffusers", "onnx", "onnxscript"}
+    assert loaded.source.versions.keys() == libraries
 
 
 def test_a_fixed_size_network_is_built_for_the_input_size() -> None:

@@ -1,0 +1,141 @@
+"""`diffusers/PATH_OR_ID[:FOLDER]`: a `VQModel` of diffusers as a tokenizer, from a local directory or the hub."""
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from export.dry_run import measure_codebook
+from export.informative import informative_tokenizer
+from export.preprocessing import from_timm_config
+from export.provenance import describe_source
+from export.spec import ExportError, ExportRequest, LoadedTokenizer, MissingToolError
+from export.tokenizer import Tokenizer
+from export.weights import load_weights, read_checkpoint
+
+# -1 to 1, as all of them are trained
+_PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
+
+
+class VQModel(Tokenizer):
+    """diffusers' `VQModel`; its keys are those of the library behind `network.`"""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.spatial = network.config.norm_type == "spatial"  # MoVQ: the decoder's norms look at the codes
+
+    def encode(self, images: Tensor) -> Tensor:
+        latents: Tensor = self.network.quant_conv(self.network.encoder(images))
+        return latents.unsqueeze(1)
+
+    def codebooks(self) -> Tensor:
+        codes: Tensor = self.network.quantize.embedding.weight
+        return codes.unsqueeze(0)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        codes = codes.squeeze(1)
+        images: Tensor = self.network.decoder(self.network.post_quant_conv(codes), codes if self.spatial else None)
+        return images
+
+    @torch.no_grad()
+    def set_codebooks(self, codes: Tensor) -> None:
+        self.network.quantize.embedding.weight.copy_(codes[0])
+
+
+def load(request: ExportRequest, identifier: str) -> LoadedTokenizer:
+    """Build the network of a directory with `config.json` or of a hub id; FOLDER is where a pipeline keeps it ("vqvae", "movq").
+
+    Images are seen from -1 to 1, the shorter side resized to the configuration's `sample_size` or `--input-size`, the centre cut.
+
+    Raises:
+        ExportError: no `VQModel` there, or one not of RGB; no image size; arguments it does not take; weights that do not fit.
+        MissingToolError: diffusers is not installed.
+    """
+    try:
+        import diffusers  # noqa: PLC0415  costs seconds, and the other sources do not need it
+    except ImportError as error:
+        raise MissingToolError("diffusers is not installed; pip install 'vitrine[export]'.") from error
+    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
+    given = [flag for flag, value in classifying.items() if value is not None]
+    if given:
+        raise ExportError(f"A tokenizer has no classes; leave {', '.join(given)} out.")
+    place, _, folder = identifier.partition(":")
+    config = _config(diffusers, request, place, folder)
+    size = request.preprocessing.input_size or 2 * (_sample_size(diffusers, config),)
+    preprocessing = from_timm_config(_PIXELS | {"input_size": (3, *size)}, request.preprocessing)
+    library = _build(diffusers, request, place, folder, config)
+    network = VQModel(library).eval().requires_grad_(False)
+    report = None
+    if request.weights == "random":
+        measure_codebook(network, preprocessing)
+        informative_tokenizer(network, preprocessing, request.seed)
+    elif request.weights == "checkpoint" and request.checkpoint is not None:
+        report = load_weights(library, read_checkpoint(request.checkpoint, library))
+    return LoadedTokenizer(
+        network=network,
+        preprocessing=preprocessing,
+        codebook=measure_codebook(network, preprocessing),
+        source=describe_source(
+            request,
+            "diffusers",
+            "VQModel",
+            arguments=request.model_args,
+            checkpoint=identifier.rstrip("/").rpartition("/")[2] if request.weights == "pretrained" else None,
+            report=report,
+        ),
+        weights=report,
+    )
+
+
+def _config(diffusers: Any, request: ExportRequest, place: str, folder: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = dict(diffusers.VQModel.load_config(place, subfolder=folder or None))
+    except Exception as error:
+        where = f"{place!r}" + (f" with a folder {folder!r}" if folder else "")
+        raise ExportError(
+            f"{where} is neither a directory with a config.json nor a model that the hub gives (no network?); a pipeline keeps its "
+            f"tokenizer in a folder: diffusers/{place}:vqvae. {error}"
+        ) from error
+    if config.get("_class_name") != "VQModel":
+        raise ExportError(f"{place} is of {config.get('_class_name')}; of diffusers only VQModel gives tokens.")
+    config |= request.model_args
+    unknown = request.model_args.keys() - inspect.signature(diffusers.VQModel).parameters.keys()
+    if unknown:
+        raise ExportError(f"The configuration of VQModel has no {', '.join(sorted(unknown))}.")
+    if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
+        raise ExportError("This VQModel is not of RGB images; only these are served.")
+    return config
+
+
+def _sample_size(diffusers: Any, config: dict[str, Any]) -> int:
+    default = inspect.signature(diffusers.VQModel).parameters["sample_size"].default
+    size = config.get("sample_size", default)
+    if size == default:  # nobody said it
+        raise ExportError("The configuration of this VQModel does not say the size of its images; give --input-size (often 256).")
+    return int(size)
+
+
+def _build(diffusers: Any, request: ExportRequest, place: str, folder: str, config: dict[str, Any]) -> nn.Module:
+    """The network, with the library's weights where these are asked for."""
+    try:
+        if request.weights != "pretrained":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(request.seed)
+                return cast("nn.Module", diffusers.VQModel.from_config(config))
+        network, info = diffusers.VQModel.from_pretrained(
+            place,
+            subfolder=folder or None,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            **request.model_args,
+        )
+    except Exception as error:
+        raise ExportError(f"diffusers cannot build the VQModel of {place}: {error}") from error
+    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    if problems:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
+        raise ExportError(f"The weights of {place} do not fit its network; {listed}.")
+    return cast("nn.Module", network)
