@@ -97,7 +97,7 @@ bundled-detector: $(VENV)/.test ## export the bundled detector again from runs/s
 
 bundled-grounding: $(VENV)/.test ## export the bundled grounding model again from runs/scene_grounding, which its recipe writes
 	$(BIN)/python -m export transvg_pp --name scenes-grounding --model-arg width=128 --model-arg heads=4 --model-arg depth=6 \
-	    --model-arg 'modulated=(2,3,4,5)' --model-arg image_size=160 --model-arg 'text=(2,128,4,256)' \
+	    --model-arg 'modulated=(3,4,5)' --model-arg image_size=160 --model-arg 'text=(2,128,4,256)' \
 	    --model-arg positions=20 --model-arg length=20 --model-arg vocabulary=99 --input-size 160 \
 	    --checkpoint runs/scene_grounding/model.safetensors --licence Apache-2.0 \
 	    --description "What phrases about coloured shapes mean, a TransVG++ trained by recipes/scene_grounding.py" $(ARGS)

@@ -97,10 +97,11 @@ def informative_phrase_detector(network: PhraseDetector, preprocessing: Preproce
     spread = network.detect(images, None).logits.std(dim=0).mean()
     if not torch.isfinite(spread) or spread < 1e-6:
         raise ExportError("With random weights the detector's logits are not finite or do not depend on the image.")
-    gain = (_LOGIT_STD / spread).clamp(min=1)
+    gain = (_LOGIT_STD / 2 / spread).clamp(min=1)  # an image's logits are high or low together
     head.logit_scale.bias.copy_((gain - 1)[None])
     best = network.detect(images, None).logits.amax(-1)
-    head.logit_shift.bias -= best.topk(min(network.rows, best.shape[1] // 2)).values[:, -1].mean() / gain
+    lasts = best.topk(min(network.rows, best.shape[1] // 2)).values[:, -1]
+    head.logit_shift.bias -= lasts.quantile(0.25) / gain
 
 
 @torch.no_grad()

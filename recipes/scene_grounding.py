@@ -3,17 +3,18 @@
     python recipes/scene_grounding.py --out runs/scene_grounding --minutes 60
 
 The network is the TransVG++ of Deng et al. (arXiv 2206.06619) as `export/architectures/transvg_pp.py` builds it: 160x160 pixels in
-patches of 16, width 128, six blocks of which the last four look at the words, a BERT of two layers; 2.0 M parameters in all. Its
+patches of 16, width 128, six blocks of which the last three look at the words, a BERT of two layers; 1.9 M parameters in all. Its
 vocabulary is trained on the phrases of the training scenes.
 
 A [reg] token alone, told only by how much its box is off, would learn slowly from nothing. So the patches are taught too, by
 heads that are thrown away after training:
 
 - first what each patch shows, kind, colour and box, by the blocks before the words: alone for the first sixth of the run;
-- then which patches the noun fits and which belong to the anchor of a relation, after the second block that looks at the words;
+- then which patches the noun fits and which belong to the anchor of a relation, after the first block that looks at the words;
 - and which belong to the shape that is meant, after the last block.
 
-Each picture comes with several phrases, and mirrored with left and right exchanged in the words, and upside down likewise.
+Each picture comes with one phrase, and mirrored with left and right exchanged in the words, and upside down likewise. What is
+learnt last is the kind of a shape, so pictures count for more than phrases, and kinds for more than colours.
 
 An interrupted run resumes from `--out`. The learning rate follows the share of `--minutes` that has passed. Every evaluation prints
 one line of JSON with the accuracy at an overlap of 0.5 on validation phrases, in all and by form. It writes
@@ -32,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from muon import optimizers
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scenes import COLOURS, FORMS, KINDS, Drawn, Phrase, Scene, choose, drawn, mirrored, phrases, upside_down
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -46,13 +47,13 @@ from export.bert_tokenizer import train_tokenizer
 DRAWN = 256
 SIDE, PATCH, WIDTH, LENGTH = 160, 16, 128, 20
 GRID = SIDE // PATCH
-SEEING = 2
+SEEING = 3
 """How many blocks there are before the first that looks at the words."""
 SIZES = {
     "width": WIDTH,
     "heads": 4,
     "depth": 6,
-    "modulated": (2, 3, 4, 5),
+    "modulated": (3, 4, 5),
     "image_size": SIDE,
     "patch": PATCH,
     "text": (2, 128, 4, 256),
@@ -227,7 +228,7 @@ class Teacher(nn.Module):
         cover = (batch.cover[batch.picture] >= 0.3).float()  # [P,T,N]
         for index, block in enumerate(visual.blocks[SEEING:], start=1):
             tokens = block(tokens, words, unseen)
-            if index == 2:
+            if index == 1:
                 wanted = torch.stack([batch.among, batch.anchor], 1) @ cover
                 losses["fits"] = 10 * F.binary_cross_entropy_with_logits(self.fits(tokens[:, 1:]).mT, wanted.clamp(max=1))
         wanted = cover[torch.arange(len(cover)), batch.target]
@@ -243,9 +244,9 @@ class Teacher(nn.Module):
         share, owner = batch.cover.max(1)  # [B,N]
         owned = share >= 0.25
         losses = {}
-        for name, logits, labels in (("kind", kinds, batch.kinds), ("colour", colours, batch.colours)):
+        for name, weight, logits, labels in (("kind", 3, kinds, batch.kinds), ("colour", 1, colours, batch.colours)):
             wanted = torch.where(owned, labels.gather(1, owner) + 1, 0)
-            losses[name] = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+            losses[name] = weight * F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         wanted_boxes = batch.boxes.gather(1, owner[..., None].expand(-1, -1, 4))
         losses["extent"] = 0.5 * box_loss(boxes.sigmoid()[owned], wanted_boxes[owned])
         return losses
@@ -300,6 +301,8 @@ def train(options: argparse.Namespace) -> None:
     tokenizer = vocabulary(data)
     lessons = Lessons(data, tokenizer)
     teacher = Teacher(build(len(tokenizer)))
+    if options.start:
+        teacher.grounder.load_state_dict(load_file(options.start))
     average = ModelEmaV3(teacher.grounder, decay=0.998, use_warmup=True, foreach=True)
     muon, adamw = optimizers(
         teacher,
@@ -317,7 +320,7 @@ def train(options: argparse.Namespace) -> None:
     tokenizer.backend_tokenizer.save(str(options.out / "tokenizer.json"))
     for step in run.steps():
         rng = np.random.default_rng((options.seed, step))
-        seeing = run.progress < SEEING_SHARE
+        seeing = not options.start and run.progress < SEEING_SHARE
         batch = lessons.batch(2 * options.pictures, 0, rng) if seeing else lessons.batch(options.pictures, options.phrases, rng)
         rate = run.rate(options.lr)
         for group in (*muon.param_groups, *adamw.param_groups):
@@ -340,8 +343,9 @@ def train(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = make_parser(__doc__, Path("runs/scene_grounding"))
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, two phrases each")
-    parser.add_argument("--pictures", type=int, default=16, help="pictures in a batch, twice as many in the first lesson")
-    parser.add_argument("--phrases", type=int, default=4, help="phrases for each picture of a batch")
+    parser.add_argument("--pictures", type=int, default=48, help="pictures in a batch, twice as many in the first lesson")
+    parser.add_argument("--start", type=Path, metavar="SAFETENSORS", help="weights to begin from, and with phrases at once")
+    parser.add_argument("--phrases", type=int, default=1, help="phrases for each picture of a batch")
     train(parser.parse_args())
 
 
