@@ -89,7 +89,7 @@ def informative_phrase_detector(network: PhraseDetector, preprocessing: Preproce
     """
     random = torch.Generator().manual_seed(seed)
     _redraw_parameters(network, random)
-    images = image_tensor(sample_images(preprocessing, 4, seed), preprocessing)
+    images = image_tensor(sample_images(preprocessing, 8, seed), preprocessing)
     head = network.library.class_head
     head.logit_scale.weight *= 0.1
     head.logit_shift.weight *= 0.3  # it is the same for all phrases

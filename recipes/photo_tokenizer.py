@@ -7,7 +7,8 @@ another) and `offsets` (int64, N + 1); they are not part of this repository. `--
 looked at for progress only.
 
 The network is that of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (arXiv 2110.04627), in the variant `nano`:
-2 encoder and 4 decoder blocks of 192 channels. It learns from crops of 128 pixels, which lie anywhere in its table of positions.
+2 encoder and 4 decoder blocks of 192 channels. It learns from crops of 128 pixels, which lie anywhere in its table of positions,
+and at last from whole images of 256: attention that has seen a quarter of the places only is 0.2 dB worse at all of them.
 The loss is the logarithm of the squared error, so that it is the mean PSNR that grows, and there is no discriminator: this is a
 tokenizer that keeps what was there. Gradients pass the quantizer straight through; codes are running means of what they stand for,
 and a code that is hardly used moves to where many latents are (as in Dhariwal et al., "Jukebox", 2020, section 3).
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 from muon import optimizers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
@@ -41,7 +42,8 @@ from export.architectures import vit_vqgan
 
 VARIANT = "nano"
 CODES = vit_vqgan.VARIANTS[VARIANT].codes
-SIDE, PATCH, CROP = 256, 8, 128
+SIDE, PATCH = 256, 8
+CROP = {"learn": 128, "settle": SIDE}  # pixels, by stage
 MEAN_PIXEL = 0.45
 FLOOR = 1e-3  # added to the squared error before its logarithm, so that an even sky is not all that counts
 
@@ -159,17 +161,17 @@ def load_kodak(directory: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).float() / 255 for name, view in views.items()}
 
 
-def crops(photos: list[Tensor], count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Squares [3,CROP,CROP] in 0..1 from anywhere in any photo, mirrored or not, enlarged or shrunk by up to 1.8."""
+def crops(photos: list[Tensor], count: int, side: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Squares [3,side,side] in 0..1 from anywhere in any photo, mirrored or not, enlarged or shrunk by up to 1.8."""
     for _ in range(count):
         photo = photos[int(torch.randint(len(photos), (1,), generator=generator))]
         scale = math.exp(float(torch.empty(1).uniform_(math.log(0.55), math.log(1.8), generator=generator)))
-        side = min(int(CROP * scale), *photo.shape[1:])
-        top, left = (int(torch.randint(size - side + 1, (1,), generator=generator)) for size in photo.shape[1:])
-        square = photo[:, top : top + side, left : left + side].float() / 255
+        seen = min(int(side * scale), *photo.shape[1:])
+        top, left = (int(torch.randint(size - seen + 1, (1,), generator=generator)) for size in photo.shape[1:])
+        square = photo[:, top : top + seen, left : left + seen].float() / 255
         if torch.rand(1, generator=generator) < 0.5:
             square = square.flip(-1)
-        yield interpolate(square[None], CROP, mode="bicubic", antialias=True).clamp(0, 1)[0]
+        yield interpolate(square[None], side, mode="bicubic", antialias=True).clamp(0, 1)[0]
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
@@ -189,19 +191,27 @@ class Training:
         self.optimizers = optimizers(self.network, lr=options.lr, weight_decay=0.01)
         self.codebook: Codebook | None = None
         self.stage, self.step = "learn", 0
+        if options.start:
+            self.network.load_state_dict(load_file(options.start))
+            self.codebook = Codebook(self.network.codebooks()[0].detach(), torch.full((CODES,), 0.5))
         self.errors: list[float] = []
         self.used: list[Tensor] = []
 
+    @property
+    def crop(self) -> int:
+        """Pixels along the side of what the stage learns from."""
+        return CROP[self.stage]
+
     def batch(self, count: int) -> Tensor:
-        return torch.stack(list(crops(self.photos, count, self.generator)))
+        return torch.stack(list(crops(self.photos, count, self.crop, self.generator)))
 
     def window(self) -> Window:
-        side = CROP // PATCH
+        side = self.crop // PATCH
         row, column = (int(torch.randint(SIDE // PATCH - side + 1, (1,), generator=self.generator)) for _ in range(2))
         return Window(side, row, column)
 
     def train_step(self, lr: float) -> None:
-        images, window = self.batch(self.options.batch_size), self.window()
+        images, window = self.batch(self.options.batch_size * CROP["learn"] ** 2 // self.crop**2), self.window()
         latents = encode(self.network, images, window)
         commitment = latents.new_zeros(())
         codes = latents
@@ -281,8 +291,8 @@ class Training:
 
 def learning_rate(stage: str, step: int, options: argparse.Namespace) -> float:
     """Constant while learning, after a short rise; falling linearly while settling."""
-    share = min(1.0, (step + 1) / 50) if stage == "learn" else 1 - step / options.settle_steps
-    return float(options.lr * share)
+    fall = 1 - step / options.settle_steps if stage == "settle" else 1
+    return float(options.lr * min(1.0, (step + 1) / 50) * fall)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -299,7 +309,7 @@ def train(options: argparse.Namespace) -> None:
         if stage != training.stage:
             training.stage, training.step = stage, 0
         while training.step < lengths[stage]:
-            if stage == "learn" and training.step == options.unquantized_steps:
+            if training.codebook is None and training.step == options.unquantized_steps:
                 training.start_codebook()
             training.train_step(learning_rate(stage, training.step, options))
             training.step += 1
@@ -317,6 +327,7 @@ def main() -> None:
     parser.add_argument("--kodak", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/photo_tokenizer"))
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="by default the newest of --out")
+    parser.add_argument("--start", type=Path, metavar="SAFETENSORS", help="weights to begin from")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--settle-steps", type=int, default=1000)
     parser.add_argument("--unquantized-steps", type=int, default=40)
