@@ -290,9 +290,10 @@ class Training:
 
 
 def learning_rate(stage: str, step: int, options: argparse.Namespace) -> float:
-    """Constant while learning, after a short rise; falling linearly while settling."""
-    fall = 1 - step / options.settle_steps if stage == "settle" else 1
-    return float(options.lr * min(1.0, (step + 1) / 50) * fall)
+    """A short rise in the first stage; constant while learning, falling linearly while settling."""
+    rise = min(1.0, (step + 1) / 50) if stage == "learn" or options.steps == 0 else 1.0
+    fall = 1 - step / options.settle_steps if stage == "settle" else 1.0
+    return float(options.lr * rise * fall)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -336,7 +337,13 @@ def main() -> None:
     parser.add_argument("--commitment", type=float, default=0.25)
     parser.add_argument("--report-every", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    options = parser.parse_args()
+    whole = (CROP["settle"] // CROP["learn"]) ** 2
+    if options.batch_size % whole:
+        parser.error(f"--batch-size counts crops, {whole} of which are as large as a whole image; give a multiple of {whole}")
+    if options.start and (options.resume or any(options.out.glob("*.pth"))):
+        parser.error(f"--start begins a run, and {options.resume or options.out} holds one that would go on; give another --out")
+    train(options)
 
 
 if __name__ == "__main__":

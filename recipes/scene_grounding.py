@@ -294,6 +294,12 @@ def vocabulary(data: Drawn) -> BertTokenizer:
     return train_tokenizer(texts, 160)
 
 
+def without_early_looks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a network that looked at the words in earlier blocks, less those looks."""
+    early = tuple(f"visual_branch.blocks.{index}.lang_modulation." for index in range(SEEING))
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(early)}
+
+
 def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     data = drawn(options.data, "train", options.scenes, size=DRAWN)
@@ -302,7 +308,7 @@ def train(options: argparse.Namespace) -> None:
     lessons = Lessons(data, tokenizer)
     teacher = Teacher(build(len(tokenizer)))
     if options.start:
-        teacher.grounder.load_state_dict(load_file(options.start))
+        teacher.grounder.load_state_dict(without_early_looks(load_file(options.start)))
     average = ModelEmaV3(teacher.grounder, decay=0.998, use_warmup=True, foreach=True)
     muon, adamw = optimizers(
         teacher,
@@ -344,7 +350,9 @@ def main() -> None:
     parser = make_parser(__doc__, Path("runs/scene_grounding"))
     parser.add_argument("--validation", type=int, default=500, help="scenes to evaluate on, two phrases each")
     parser.add_argument("--pictures", type=int, default=48, help="pictures in a batch, twice as many in the first lesson")
-    parser.add_argument("--start", type=Path, metavar="SAFETENSORS", help="weights to begin from, and with phrases at once")
+    parser.add_argument(
+        "--start", type=Path, metavar="SAFETENSORS", help="weights to begin from, with phrases at once; given again to go on"
+    )
     parser.add_argument("--phrases", type=int, default=1, help="phrases for each picture of a batch")
     train(parser.parse_args())
 

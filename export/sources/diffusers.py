@@ -1,6 +1,7 @@
 """`diffusers/PATH_OR_ID[:FOLDER]`: a `VQModel` of diffusers as a tokenizer, from a local directory or the hub."""
 
 import inspect
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,8 @@ from export.spec import ExportError, ExportRequest, LoadedTokenizer, MissingTool
 from export.tokenizer import Tokenizer
 from export.weights import load_weights, read_checkpoint
 
-# -1 to 1, as all of them are trained
-_PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
+_CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # -1 to 1
+_PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # 0 to 1, as aMUSEd's pipelines see images
 
 
 class VQModel(Tokenizer):
@@ -47,25 +48,28 @@ class VQModel(Tokenizer):
 def load(request: ExportRequest, identifier: str) -> LoadedTokenizer:
     """Build the network of a directory with `config.json` or of a hub id; FOLDER is where a pipeline keeps it ("vqvae", "movq").
 
-    Images are seen from -1 to 1, the shorter side resized to the configuration's `sample_size` or `--input-size`, the centre cut.
+    Images are seen from -1 to 1 (aMUSEd's, whose codes are looked up by index, from 0 to 1), the shorter side resized to the
+    configuration's `sample_size` or `--input-size`, the centre cut.
 
     Raises:
         ExportError: no `VQModel` there, or one not of RGB; no image size; arguments it does not take; weights that do not fit.
         MissingToolError: diffusers is not installed.
     """
     try:
-        import diffusers  # noqa: PLC0415  costs seconds, and the other sources do not need it
+        from diffusers import VQModel as Library  # noqa: PLC0415  costs seconds, and the other sources do not need it
     except ImportError as error:
         raise MissingToolError("diffusers is not installed; pip install 'vitrine[export]'.") from error
     classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
     given = [flag for flag, value in classifying.items() if value is not None]
     if given:
         raise ExportError(f"A tokenizer has no classes; leave {', '.join(given)} out.")
-    place, _, folder = identifier.partition(":")
-    config = _config(diffusers, request, place, folder)
-    size = request.preprocessing.input_size or 2 * (_sample_size(diffusers, config),)
-    preprocessing = from_timm_config(_PIXELS | {"input_size": (3, *size)}, request.preprocessing)
-    library = _build(diffusers, request, place, folder, config)
+    place, _, folder = (identifier, "", "") if Path(identifier).is_dir() else identifier.partition(":")
+    config = _config(Library, request, place, folder)
+    size = request.preprocessing.input_size or 2 * (_sample_size(Library, request, config),)
+    pixels = _PLAIN if config.get("lookup_from_codebook") else _CENTRED
+    resize = {"input_size": (3, *size), "interpolation": "bicubic", "crop_pct": 1.0}
+    preprocessing = from_timm_config(pixels | resize, request.preprocessing)
+    library = _build(Library, request, place, folder, config)
     network = VQModel(library).eval().requires_grad_(False)
     report = None
     if request.weights == "random":
@@ -89,19 +93,19 @@ def load(request: ExportRequest, identifier: str) -> LoadedTokenizer:
     )
 
 
-def _config(diffusers: Any, request: ExportRequest, place: str, folder: str) -> dict[str, Any]:
+def _config(library: Any, request: ExportRequest, place: str, folder: str) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = dict(diffusers.VQModel.load_config(place, subfolder=folder or None))
+        config: dict[str, Any] = dict(library.load_config(place, subfolder=folder or None))
     except Exception as error:
-        where = f"{place!r}" + (f" with a folder {folder!r}" if folder else "")
+        hint = "" if folder else f"; a pipeline keeps its tokenizer in a folder: diffusers/{place}:vqvae"
         raise ExportError(
-            f"{where} is neither a directory with a config.json nor a model that the hub gives (no network?); a pipeline keeps its "
-            f"tokenizer in a folder: diffusers/{place}:vqvae. {error}"
+            f"{place!r}{f' with a folder {folder!r}' if folder else ''} is neither a directory with a config.json nor a model that "
+            f"the hub gives (no network?){hint}. {error}"
         ) from error
     if config.get("_class_name") != "VQModel":
         raise ExportError(f"{place} is of {config.get('_class_name')}; of diffusers only VQModel gives tokens.")
     config |= request.model_args
-    unknown = request.model_args.keys() - inspect.signature(diffusers.VQModel).parameters.keys()
+    unknown = request.model_args.keys() - inspect.signature(library).parameters.keys()
     if unknown:
         raise ExportError(f"The configuration of VQModel has no {', '.join(sorted(unknown))}.")
     if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
@@ -109,22 +113,23 @@ def _config(diffusers: Any, request: ExportRequest, place: str, folder: str) -> 
     return config
 
 
-def _sample_size(diffusers: Any, config: dict[str, Any]) -> int:
-    default = inspect.signature(diffusers.VQModel).parameters["sample_size"].default
-    size = config.get("sample_size", default)
-    if size == default:  # nobody said it
+def _sample_size(library: Any, request: ExportRequest, config: dict[str, Any]) -> int:
+    default = inspect.signature(library).parameters["sample_size"].default
+    size = config.get("sample_size")
+    unsaid = size == default and "sample_size" not in request.model_args  # the library writes its default into every file
+    if unsaid or not isinstance(size, int) or size < 1:
         raise ExportError("The configuration of this VQModel does not say the size of its images; give --input-size (often 256).")
-    return int(size)
+    return size
 
 
-def _build(diffusers: Any, request: ExportRequest, place: str, folder: str, config: dict[str, Any]) -> nn.Module:
+def _build(library: Any, request: ExportRequest, place: str, folder: str, config: dict[str, Any]) -> nn.Module:
     """The network, with the library's weights where these are asked for."""
     try:
         if request.weights != "pretrained":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(request.seed)
-                return cast("nn.Module", diffusers.VQModel.from_config(config))
-        network, info = diffusers.VQModel.from_pretrained(
+                return cast("nn.Module", library.from_config(config))
+        network, info = library.from_pretrained(
             place,
             subfolder=folder or None,
             torch_dtype=torch.float32,

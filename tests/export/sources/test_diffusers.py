@@ -117,10 +117,22 @@ def test_the_network_is_an_argument(home: Path) -> None:
         load(request(home, weights="random", model_args={"depth": 2}))
 
 
-def test_a_size_that_nobody_says_is_asked_for(home: Path) -> None:
-    rewrite(home, sample_size=32)  # what the library writes when nothing was given
+@pytest.mark.parametrize("size", [32, None, [64, 64]])  # 32 is what the library writes when nothing was given
+def test_a_size_that_nobody_says_is_asked_for(home: Path, size: Any) -> None:
+    rewrite(home, sample_size=size)
     with pytest.raises(ExportError, match="--input-size"):
-        load(request(home))
+        load(request(home, weights="random"))
+    said = load(request(home, weights="random", model_args={"sample_size": 32}))
+    assert said.preprocessing.height == 32
+
+
+def test_amused_sees_images_from_0_to_1(home: Path) -> None:
+    rewrite(home, lookup_from_codebook=True)
+    preprocessing = load(request(home)).preprocessing
+    assert (preprocessing.mean, preprocessing.std) == ((0, 0, 0), (1, 1, 1))
+
+
+def test_an_image_size_of_ones_own(home: Path) -> None:
     loaded = load(request(home, preprocessing=PreprocessingOverrides(input_size=(32, 48), resize=(32, 48))))
     assert isinstance(loaded, LoadedTokenizer)
     assert loaded.codebook.grid == (16, 24)
@@ -143,6 +155,11 @@ def test_what_is_not_served_is_refused(home: Path, changes: dict[str, Any], mess
 def test_a_tokenizer_has_no_classes(home: Path) -> None:
     with pytest.raises(ExportError, match="--num-classes, --activation"):
         load(request(home, num_classes=3, activation="softmax"))
+
+
+def test_a_directory_may_have_a_colon(home: Path, tmp_path: Path) -> None:
+    home.rename(tmp_path / "a:b")
+    assert load(request(tmp_path / "a:b")).source.architecture == "VQModel"
 
 
 def test_the_hub_is_asked_for_what_is_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
