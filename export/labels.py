@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.spec import ExportError
+from export.spec import ExportError, ExportRequest
 
 
 def choose_labels(file: Path | None, known: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
@@ -33,3 +33,11 @@ def read_labels(file: Path) -> tuple[str, ...]:
                 f"Line {number} of {file} {f'repeats {label!r}' if label else 'is empty'}; every class needs a label."
             )
     return labels
+
+
+def refuse_classes(request: ExportRequest, why: str) -> None:
+    """Raise ExportError where options of classifiers are given for another task; `why` begins its sentence."""
+    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
+    given = [flag for flag, value in classifying.items() if value is not None]
+    if given:
+        raise ExportError(f"{why}; leave {', '.join(given)} out.")

@@ -212,3 +212,11 @@ def head_error(checkpoint: Checkpoint, theirs: int, ours: int) -> ExportError:
     return ExportError(
         f"The head in {checkpoint.file.name} has {theirs} classes, the network's has {ours}; pass --num-classes {theirs}."
     )
+
+
+def refuse_misfits(info: Mapping[str, Any], place: str) -> None:
+    """Raise ExportError where the `output_loading_info` of a Hugging Face library tells of keys that do not fit."""
+    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    if problems:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
+        raise ExportError(f"The weights of {place} do not fit its network; {listed}.")

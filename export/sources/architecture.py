@@ -15,7 +15,7 @@ from export.detector import Detector
 from export.dry_run import check_grounder, count_classes, measure_codebook, measure_detector
 from export.grounder import Grounder
 from export.informative import informative_detector, informative_grounder, informative_tokenizer, informative_weights
-from export.labels import choose_labels
+from export.labels import choose_labels, refuse_classes
 from export.phrases import grounding_phrases
 from export.preprocessing import from_timm_config
 from export.provenance import describe_source
@@ -68,7 +68,7 @@ def _load_classifier(request: ExportRequest, identifier: str, module: ModuleType
 
 
 def _load_tokenizer(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedTokenizer:
-    _refuse_classes(request, f"{identifier} is a tokenizer")
+    refuse_classes(request, f"{identifier} is a tokenizer and has no classes")
     network = _make(request, identifier, module, request.model_args)
     if not isinstance(network, Tokenizer):
         raise ExportError(f"{identifier} does not make a Tokenizer, although its TASK is tokenize.")
@@ -114,7 +114,7 @@ def _load_detector(request: ExportRequest, identifier: str, module: ModuleType, 
 
 
 def _load_grounder(request: ExportRequest, identifier: str, module: ModuleType, preprocessing: Preprocessing) -> LoadedGrounder:
-    _refuse_classes(request, f"{identifier} finds what a phrase describes")
+    refuse_classes(request, f"{identifier} finds what a phrase describes and has no classes")
     network = _make(request, identifier, module, request.model_args)
     if not isinstance(network, Grounder):
         raise ExportError(f"{identifier} does not make a Grounder, although its TASK is ground.")
@@ -146,13 +146,6 @@ def _vocabulary(request: ExportRequest, network: Grounder) -> Vocabulary:
     if request.checkpoint is not None:
         return vocabulary_of(read_tokenizer(request.checkpoint.parent))
     return vocabulary_of(train_tokenizer(grounding_phrases(), min(2000, network.vocabulary)))
-
-
-def _refuse_classes(request: ExportRequest, reason: str) -> None:
-    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
-    given = [flag for flag, value in classifying.items() if value is not None]
-    if given:
-        raise ExportError(f"{reason} and has no classes; leave {', '.join(given)} out.")
 
 
 _LOADERS: dict[str, Callable[[ExportRequest, str, ModuleType, Preprocessing], AnyLoaded]] = {

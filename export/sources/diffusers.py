@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from export.dry_run import measure_codebook
 from export.informative import informative_tokenizer
+from export.labels import refuse_classes
 from export.preprocessing import from_timm_config
 from export.provenance import describe_source
 from export.spec import ExportError, ExportRequest, LoadedTokenizer, MissingToolError
 from export.tokenizer import Tokenizer
-from export.weights import load_weights, read_checkpoint
+from export.weights import load_weights, read_checkpoint, refuse_misfits
 
 _CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # -1 to 1
 _PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # 0 to 1, as aMUSEd's pipelines see images
@@ -59,10 +60,7 @@ def load(request: ExportRequest, identifier: str) -> LoadedTokenizer:
         from diffusers import VQModel as Library  # noqa: PLC0415  costs seconds, and the other sources do not need it
     except ImportError as error:
         raise MissingToolError("diffusers is not installed; pip install 'vitrine[export]'.") from error
-    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
-    given = [flag for flag, value in classifying.items() if value is not None]
-    if given:
-        raise ExportError(f"A tokenizer has no classes; leave {', '.join(given)} out.")
+    refuse_classes(request, "A tokenizer has no classes")
     place, _, folder = (identifier, "", "") if Path(identifier).is_dir() else identifier.partition(":")
     config = _config(Library, request, place, folder)
     size = request.preprocessing.input_size or 2 * (_sample_size(Library, request, config),)
@@ -139,8 +137,5 @@ def _build(library: Any, request: ExportRequest, place: str, folder: str, config
         )
     except Exception as error:
         raise ExportError(f"diffusers cannot build the VQModel of {place}: {error}") from error
-    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
-    if problems:
-        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise ExportError(f"The weights of {place} do not fit its network; {listed}.")
+    refuse_misfits(info, place)
     return cast("nn.Module", network)

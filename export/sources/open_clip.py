@@ -18,6 +18,7 @@ from app.manifest import Embedding, Preprocessing
 from export.dry_run import measure_dual_encoder
 from export.dual_encoder import DualEncoder
 from export.informative import informative_dual_encoder
+from export.labels import refuse_classes
 from export.open_clip_tokenizer import read_vocabulary, simple_vocabulary, train_vocabulary
 from export.phrases import grounding_phrases
 from export.preprocessing import finish
@@ -82,7 +83,7 @@ def load(request: ExportRequest, identifier: str) -> LoadedDualEncoder:
     """
     name, _, tag = identifier.partition(":")
     config, pretrained = _configs(name, tag)
-    _refuse_classes(request)
+    refuse_classes(request, "A dual encoder has no classes, a request names them")
     arguments = _arguments(request, config)
     if request.weights == "pretrained" and not tag:
         raise ExportError(f"Say which weights of {name}: open_clip/{name}:TAG; there are {_tags(name)}.")
@@ -139,13 +140,6 @@ def _configs(name: str, tag: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 def _tags(name: str) -> str:
     return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-
-
-def _refuse_classes(request: ExportRequest) -> None:
-    classifying = {"--num-classes": request.num_classes, "--labels": request.labels, "--activation": request.activation}
-    given = [flag for flag, value in classifying.items() if value is not None]
-    if given:
-        raise ExportError(f"A dual encoder has no classes, a request names them; leave {', '.join(given)} out.")
 
 
 def _arguments(request: ExportRequest, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from export.spec import (
     PreprocessingOverrides,
     WeightsReport,
 )
-from export.weights import load_weights, read_checkpoint
+from export.weights import load_weights, read_checkpoint, refuse_misfits
 
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
 _STRETCHED = ("rt_detr", "rt_detr_v2", "d_fine")  # they take a mask and never look at it
@@ -220,10 +220,7 @@ def _build(auto: Any, request: ExportRequest, identifier: str, config: Any) -> n
         )
     except Exception as error:
         raise ExportError(f"{auto.__name__} cannot build a network of {identifier}: {error}") from error
-    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
-    if problems:
-        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in problems.items())
-        raise ExportError(f"The weights of {identifier} do not fit its network; {listed}.")
+    refuse_misfits(info, identifier)
     return cast("nn.Module", network.eval())
 
 
